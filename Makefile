@@ -1,0 +1,23 @@
+# make test | demo | lint. The first call makes .venv; `PYTHON=python3.11` chooses from what.
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+READY := $(VENV)/.ready
+
+.PHONY: test demo lint
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+demo: $(READY)
+	$(VENV)/bin/python tools/demo.py $(DEMO_ARGS)
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python tools/dev/check_metafiles.py
+
+$(READY): setup.py pyproject.toml requirements/pins.txt tools/dev/setup_env.sh
+	@PYTHON='$(PYTHON)' bash tools/dev/setup_env.sh '$(VENV)'

@@ -1,0 +1,26 @@
+"""FFNet / MetaMixer backbones for OpenMMLab 2.x (arXiv 2406.02021).
+
+Importing this package registers the backbones and the layer-wise learning-rate decay in mmengine's
+registries, where mmdet, mmseg and mmpretrain find them.
+"""
+
+__version__ = '0.1.0'
+
+from . import compat
+
+compat.setup()
+
+from .checkpoint import load_pretrained  # noqa: E402
+from .engine import LayerDecayConstructor  # noqa: E402
+from .models import FFNet, FFNetSeg, reparameterize  # noqa: E402
+from .paths import config_path  # noqa: E402
+
+__all__ = [
+    'FFNet',
+    'FFNetSeg',
+    'LayerDecayConstructor',
+    '__version__',
+    'config_path',
+    'load_pretrained',
+    'reparameterize',
+]
