@@ -1,0 +1,411 @@
+"""Everything that depends on which versions of torch, mmengine and mmcv are installed.
+
+``import mmffnet`` calls :func:`setup`, which
+
+- makes ``mmcv.ops`` usable without mmcv's compiled extension (see ``native_ops.py``);
+- lets torch's safe checkpoint reader accept what mmengine and timm save beside the weights;
+- makes mmengine read every local and downloaded checkpoint with that safe reader.
+
+Nothing here switches the safety off: a file that needs any other class or function is refused.
+"""
+
+import argparse
+import codecs
+import collections
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import pickle
+import platform
+import re
+import sys
+import types
+import warnings
+import zipfile
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.error import URLError
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+import torch
+
+try:
+    import mmcv  # noqa: F401
+    from mmengine.dist import barrier, get_rank
+    from mmengine.logging import HistoryBuffer
+    from mmengine.runner import checkpoint as mmengine_checkpoint
+    from mmengine.utils import digit_version
+except ModuleNotFoundError as error:
+    if error.name not in ('mmcv', 'mmengine'):
+        raise
+    raise ModuleNotFoundError(
+        f"mmffnet needs {error.name}, which is not installed: `pip install 'mmffnet[lite]'` brings "
+        'mmengine, mmcv-lite and torchvision; any other mmcv 2 and mmengine will do as well',
+        name=error.name,
+    ) from None
+
+# torch.load(weights_only=True) can be taught further classes under the names that files use.
+_SAFE_READER = digit_version(torch.__version__) >= digit_version('2.6')
+
+# Decode heads that go on without mmcv.ops when it cannot be imported.
+_FALLBACKS = {
+    'mmseg.models.decode_heads.cc_head': 'CrissCrossAttention',
+    'mmseg.models.decode_heads.point_head': 'point_sample',
+    'mmseg.models.decode_heads.psa_head': 'PSAMask',
+}
+
+
+def setup() -> None:
+    """Prepare torch, mmengine and mmcv; calling it again changes nothing."""
+    import mmffnet_ops_hook
+
+    mmffnet_ops_hook.install()
+    late = [
+        f'{module}.{name}'
+        for module, name in _FALLBACKS.items()
+        if getattr(sys.modules.get(module), name, '') is None
+    ]
+    if late:
+        warnings.warn(
+            f'{", ".join(late)} was imported before mmffnet, while mmcv.ops was not available, '
+            'and will not work in this process: import mmffnet first.',
+            stacklevel=2,
+        )
+
+    if _SAFE_READER:
+        torch.serialization.add_safe_globals(
+            [(value, name) for name, value in _safe_globals().items()]
+        )
+    register = mmengine_checkpoint.CheckpointLoader.register_scheme
+    register('', load_from_local, force=True)
+    register(('http://', 'https://'), load_from_http, force=True)
+    # The loaders of 'torchvision://' and its like call the function by its name in the module.
+    mmengine_checkpoint.load_from_local = load_from_local
+    mmengine_checkpoint.load_from_http = load_from_http
+
+
+# Reading checkpoints
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    """Stands for the ``getattr`` by which a HistoryBuffer refers to its own methods in a file."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise pickle.UnpicklingError(f'GLOBAL getattr({owner!r}, {name!r})')
+    return getattr(HistoryBuffer, name)
+
+
+def _safe_globals() -> dict[str, Any]:
+    """What the checkpoints of mmengine and timm hold beside tensors, by the name in the file."""
+    named = {
+        '_codecs.encode': codecs.encode,
+        'argparse.Namespace': argparse.Namespace,
+        'builtins.getattr': _history_method,
+        'collections.Counter': collections.Counter,
+        'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+        'numpy.dtype': np.dtype,
+        'numpy.ndarray': np.ndarray,
+        'torch.device': torch.device,
+    }
+    for package in ('numpy.core', 'numpy._core'):  # the names of numpy 1 and numpy 2
+        named[f'{package}.multiarray._reconstruct'] = np.array(0).__reduce__()[0]
+        named[f'{package}.multiarray.scalar'] = np.float64(0).__reduce__()[0]
+    for code in np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?SU':
+        kind = type(np.dtype(code))
+        named[f'numpy.dtypes.{kind.__name__}'] = kind
+    return named
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    """For torch < 2.6: finds what torch's own safe reader finds, and :func:`_safe_globals`."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        from torch._weights_only_unpickler import _get_allowed_globals
+
+        full_name = f'{module.replace("__builtin__", "builtins")}.{name}'
+        allowed = {**_get_allowed_globals(), **_safe_globals()}
+        if full_name not in allowed:
+            raise pickle.UnpicklingError(f'GLOBAL {full_name}')
+        return allowed[full_name]
+
+
+def _torch_load(file: BinaryIO, map_location: Any) -> Any:
+    if _SAFE_READER:
+        return torch.load(file, map_location=map_location, weights_only=True)
+    restricted = types.SimpleNamespace(
+        __name__='restricted_pickle',
+        Unpickler=_RestrictedUnpickler,
+        load=lambda file, **kwargs: _RestrictedUnpickler(file, **kwargs).load(),
+    )
+    return torch.load(file, map_location=map_location, pickle_module=restricted)
+
+
+def _open_checkpoint(path: Path) -> BinaryIO:
+    """The checkpoint file, or the single checkpoint inside a zip archive, in memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.startswith('__MACOSX/')]
+            if any(name.endswith('/constants.pkl') for name in names):
+                raise ValueError(f'{path} is a TorchScript model, not a checkpoint')
+            if not any(name.endswith('/data.pkl') for name in names):
+                inside = [name for name in names if name.endswith(('.pth', '.pth.tar', '.pt'))]
+                if len(inside) != 1:
+                    raise ValueError(
+                        f'{path} must hold exactly one checkpoint (.pth, .pth.tar or .pt), but '
+                        f'holds {len(inside)}: unpack it and give the file that you mean'
+                    )
+                return io.BytesIO(archive.read(inside[0]))
+    return path.open('rb')
+
+
+def read_checkpoint(path: Any, map_location: Any = 'cpu') -> Any:
+    """Read a checkpoint file without ever running code from it.
+
+    Args:
+        path (str | Path): A file written by ``torch.save``, or a zip archive that holds one.
+        map_location (optional): As in ``torch.load``. Defaults to 'cpu'.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file asks for a class or function that is not known to be harmless.
+        RuntimeError: If the file is damaged, incomplete or no checkpoint at all.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint {path} does not exist or is not a file')
+    with _open_checkpoint(path) as file:
+        try:
+            return _torch_load(file, map_location)
+        except Exception as error:
+            explained = _explain(error, path)
+            if explained is None:
+                raise
+            raise explained from None
+
+
+def _explain(error: Exception, path: Path) -> Exception | None:
+    """A clear error for a file that was refused or is damaged, None for any other trouble."""
+    text = str(error).split('WeightsUnpickler error:')[-1].strip() or type(error).__name__
+    if isinstance(error, pickle.UnpicklingError):
+        refused = re.search(
+            r'GLOBAL (.+?)(?: was not | whose module |$)|unrecognized function (.+)|but got (.+)',
+            text,
+            re.MULTILINE,
+        )
+        if refused:
+            name = next(filter(None, refused.groups()))
+            return ValueError(
+                f'refused to read the checkpoint {path}: it asks for {name}, which is not known '
+                'to be harmless. Only if you trust its author, load it yourself with '
+                "torch.load(..., weights_only=False) and save its 'state_dict' alone."
+            )
+    damage = 'PytorchStreamReader|EOF|corrupt|byte size|[.]tar format'
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and not re.search(damage, text)
+    ):
+        return None  # a device that is not there, for example
+    reason = re.split(r'\. |\n', text)[0]
+    return RuntimeError(
+        f'cannot read {path} ({path.stat().st_size} bytes): it is damaged, incomplete or not a '
+        f'checkpoint ({reason}). Fetch it again; delete it first if it was downloaded.'
+    )
+
+
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    """Replaces mmengine's loader of local files."""
+    return read_checkpoint(filename, map_location)
+
+
+def load_from_http(
+    filename: str, map_location: Any = None, model_dir: Any = None, progress: bool = True
+) -> Any:
+    """Replaces mmengine's loader of http(s) addresses."""
+    return read_checkpoint(download(filename, model_dir, progress), map_location)
+
+
+def download(url: str, folder: Any = None, progress: bool = True) -> Path:
+    """Download a file once, and return where it is.
+
+    In distributed runs every rank must call it: rank 0 downloads, the others wait, and download
+    for themselves only if they do not share its disk.
+
+    Args:
+        url (str): An http(s) address.
+        folder (str | Path, optional): Where to keep the file; torch.hub's folder of checkpoints
+            if None. Defaults to None.
+        progress (bool): Whether to show a progress bar. Defaults to True.
+
+    Raises:
+        ConnectionError: If the address cannot be reached; says where to put the file by hand.
+    """
+    folder = Path(torch.hub.get_dir(), 'checkpoints') if folder is None else Path(folder)
+    name = Path(unquote(urlparse(url).path)).name
+    if not name:
+        raise ValueError(f'{url} names no file to download')
+    path = folder.expanduser() / name
+    try:
+        if get_rank() == 0:
+            _fetch(url, path, progress)
+    finally:
+        barrier()
+    _fetch(url, path, progress=False)
+    return path
+
+
+def _fetch(url: str, path: Path, progress: bool) -> None:
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), progress=progress)
+    except (URLError, ConnectionError, TimeoutError, HTTPException) as error:
+        raise ConnectionError(
+            f'cannot download {url} ({error}). Without a connection, fetch it elsewhere and put '
+            f'it at {path}'
+        ) from error
+
+
+# What is installed
+
+_MODULES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'numpy')
+_EXTRAS = {'mmdet': 'det', 'mmseg': 'seg', 'mmpretrain': 'cls'}
+
+
+def _source(module: str, *files: str) -> str:
+    """Text of the first of these files of a package, without importing it; '' if none is there."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return ''
+    for file in files:
+        path = Path(spec.origin).with_name(file)
+        if path.is_file():
+            return path.read_text(encoding='utf-8')
+    return ''
+
+
+def _version(module: str) -> str | None:
+    """Version of a package, read without importing it; None if it is not installed."""
+    if importlib.util.find_spec(module) is None:
+        return None
+    if hasattr(sys.modules.get(module), '__version__'):
+        return str(sys.modules[module].__version__)
+    found = re.search(
+        r'^(?:__version__|version|opencv_version)\b[^\'"]*[\'"]([^\'"]+)',
+        _source(module, 'version.py', '__init__.py'),
+        re.MULTILINE,
+    )
+    return found[1] if found else 'unknown'
+
+
+def _ops() -> tuple[str, list[str]]:
+    """Which operators stand behind mmcv.ops, and what is wrong with them."""
+    from mmffnet import native_ops
+
+    spec = importlib.util.find_spec('mmcv._ext') if importlib.util.find_spec('mmcv') else None
+    if spec is None:
+        return 'none', []
+    if not spec.origin or Path(spec.origin).name == Path(native_ops.__file__).name:
+        try:
+            native_ops.torchvision_ops()
+        except RuntimeError as error:
+            return 'none', [str(error)]
+        return 'torchvision (mmffnet)', []
+    try:
+        importlib.import_module('mmcv._ext')
+    except ImportError as error:
+        return 'none', [
+            f"mmcv's compiled operators do not load ({error}): mmcv was built for another torch. "
+            'Build it again, or replace it by mmcv-lite to use the operators of torchvision.'
+        ]
+    return 'mmcv (native)', []
+
+
+def environment() -> dict[str, Any]:
+    """What is installed, which operators are in use, and what is missing or mixed up.
+
+    Returns:
+        dict: ``packages`` (name -> version or None), ``ops`` ('mmcv (native)',
+        'torchvision (mmffnet)' or 'none') and ``problems`` (sentences that say what to do).
+    """
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    versions = {module: _version(module) for module in _MODULES}
+    packages = {
+        'python': platform.python_version(),
+        'platform': platform.platform(),
+        'torch': versions['torch'],
+        'torchvision': versions['torchvision'],
+        'cuda': torch.version.cuda,
+        'devices': ', '.join(devices) or 'cpu',
+        **versions,
+        'opencv': _version('cv2'),
+    }
+    ops, problems = _ops()
+    problems += _missing(packages) + _mixed_up() + _too_new(packages)
+    return {'packages': packages, 'ops': ops, 'problems': problems}
+
+
+def _missing(packages: dict[str, str | None]) -> list[str]:
+    problems = [
+        f"{name} is not installed: `pip install 'mmffnet[{extra}]'` if you need it."
+        for name, extra in _EXTRAS.items()
+        if packages[name] is None
+    ]
+    if packages['mmcv'] is None:
+        problems.append('mmcv is not installed: `pip install mmcv-lite==2.1.0`.')
+    if importlib.util.find_spec('pkg_resources') is None:
+        problems.append(
+            'pkg_resources is missing, which mmengine needs to find the configs of mmdet and '
+            "mmseg: `pip install 'setuptools<82'`."
+        )
+    if packages['mmseg']:
+        problems += [
+            f'{name} is not installed, but mmseg imports it: `pip install {name}`.'
+            for name in ('ftfy', 'regex')
+            if importlib.util.find_spec(name) is None
+        ]
+    return problems
+
+
+def _mixed_up() -> list[str]:
+    """Distributions that overwrite each other's files."""
+    installed = {
+        (dist.name or '').lower().replace('_', '-') for dist in importlib.metadata.distributions()
+    }
+    official = installed & {
+        *('mmengine', 'mmcv', 'mmcv-full', 'mmcv-lite', 'mmdet', 'mmsegmentation', 'mmpretrain')
+    }
+    fork = {name for name in installed if name.startswith('onedl-mm')}
+    problems = []
+    if official and fork:
+        problems.append(
+            f'official packages ({", ".join(sorted(official))}) are mixed with the onedl fork '
+            f'({", ".join(sorted(fork))}), and both write the same folders: uninstall all of '
+            'them, then install one family.'
+        )
+    mmcv = sorted(official & {'mmcv', 'mmcv-full', 'mmcv-lite'})
+    if len(mmcv) > 1:
+        problems.append(
+            f'{" and ".join(mmcv)} are both installed and write the same folder: uninstall both, '
+            'then install one.'
+        )
+    return problems
+
+
+def _too_new(packages: dict[str, str | None]) -> list[str]:
+    """Packages that refuse the installed mmcv, by the limit in their own source."""
+    problems = []
+    for name in _EXTRAS:
+        limit = re.search(
+            r'^mmcv_max\w*\s*=\s*[\'"]([^\'"]+)',
+            _source(name, '__init__.py') if packages[name] else '',
+            re.MULTILINE | re.IGNORECASE,
+        )
+        mmcv = packages['mmcv']
+        if limit and mmcv and digit_version(mmcv) >= digit_version(limit[1]):
+            problems.append(
+                f'{name} {packages[name]} refuses mmcv {mmcv} (it wants less than {limit[1]}): '
+                '`pip install mmcv-lite==2.1.0`.'
+            )
+    return problems

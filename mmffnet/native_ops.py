@@ -1,0 +1,437 @@
+"""Stand-in for ``mmcv._ext``, the compiled part of mmcv, built on torchvision's operators.
+
+mmcv-lite ships the Python side of ``mmcv.ops`` without its compiled functions. The import hook in
+``mmffnet_ops_hook`` loads this file under the name ``mmcv._ext`` when nothing else provides that
+module, so the functions below have the names, arguments and in-place outputs that mmcv's wrappers
+expect. The numbers are mmcv's as well: where torchvision computes something else under the same
+name (RoIPool), there is no stand-in. A native function that is not covered can be imported, and
+says what to do when it is called.
+
+Half precision is computed in float32 and rounded once at the end. This file must not import from
+the package: it is executed while mmcv, mmdet or mmseg are only half imported.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+_HOW_TO_GET = (
+    'install the full mmcv, which has to be compiled: uninstall mmcv-lite, then '
+    "`pip install --no-build-isolation 'mmcv==2.1.0'` in an environment with a C++ compiler "
+    '(and nvcc for GPUs), ninja and setuptools < 81.'
+)
+
+
+@cache
+def torchvision_ops() -> Any:
+    """torchvision's compiled operators, imported when the first of them is needed."""
+    try:
+        import torchvision  # noqa: F401
+
+        ops = torch.ops.torchvision
+        ops.nms  # noqa: B018  # raises where torchvision was installed without its operators
+    except (ImportError, RuntimeError, AttributeError) as error:
+        raise RuntimeError(
+            'mmcv.ops needs either the full mmcv or torchvision, and torchvision does not work '
+            f'with torch {torch.__version__} here ({error}). Install the torchvision release '
+            'made for this torch.'
+        ) from error
+    return ops
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
+    dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
+    if offset:
+        # Sizes are x2 - x1 + 1 here: moving x2 is the same only where the sum is not rounded.
+        dtype = torch.float64
+    # Sorted as mmcv sorts: the order of equal scores decides which of their boxes is kept.
+    scores, order = scores.sort(descending=True)
+    boxes, scores = boxes[order].to(dtype), scores.to(dtype)
+    if offset:
+        boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
+    # The operator compares in double precision: an IoU of exactly 0.6 must not exceed 0.6.
+    threshold = torch.tensor(iou_threshold, dtype=dtype).item()
+    return order[torchvision_ops().nms(boxes, scores, threshold)]
+
+
+def _iou(box: Tensor, others: Tensor, offset: int = 0) -> Tensor:
+    """IoU of one box (4,) with others (N, 4); 0 for two empty boxes."""
+    top_left = torch.maximum(box[:2], others[:, :2])
+    bottom_right = torch.minimum(box[2:], others[:, 2:])
+    inter = (bottom_right - top_left + offset).clamp(min=0).prod(dim=1)
+    area = (box[2:] - box[:2] + offset).prod()
+    areas = (others[:, 2:] - others[:, :2] + offset).prod(dim=1)
+    return (inter / (area + areas - inter)).nan_to_num(0)
+
+
+def softnms(
+    boxes: Tensor,
+    scores: Tensor,
+    dets: Tensor,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: int,
+    offset: int,
+) -> Tensor:
+    """Write the kept boxes with their decayed scores into ``dets``, return their indices.
+
+    ``method`` is 0 (hard), 1 (linear) or 2 (gaussian).
+    """
+    scores = scores.clone()
+    order = torch.arange(len(boxes))
+    i = 0
+    while i < len(order):
+        best = i + int(scores[order[i:]].argmax())
+        order[[i, best]] = order[[best, i]]
+        head, tail = order[i], order[i + 1 :]
+        dets[i, :4] = boxes[head]
+        dets[i, 4] = scores[head]
+        i += 1
+
+        overlap = _iou(boxes[head], boxes[tail], offset)
+        if method == 2:
+            scores[tail] *= (-(overlap * overlap) / sigma).exp()
+        else:
+            decay = 1 - overlap if method == 1 else torch.zeros_like(overlap)
+            scores[tail] *= torch.where(overlap >= iou_threshold, decay, 1.0)
+
+        # The last box takes the place of a dropped one, as in mmcv: it decides between ties.
+        keep = scores[tail] >= min_score
+        count = int(keep.sum())
+        holes = (~keep[:count]).nonzero().flatten()
+        tail[holes] = tail[count:][keep[count:]].flip(0)
+        order = order[: i + count]
+    return order
+
+
+def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
+    """Group boxes (N, 5): each kept one with those that it suppresses, by falling score."""
+    groups = []
+    order = dets[:, 4].argsort(descending=True)
+    while len(order):
+        head, rest = order[0], order[1:]
+        matched = _iou(dets[head, :4], dets[rest, :4]) >= iou_threshold
+        groups.append([int(head), *rest[matched].tolist()])
+        order = rest[~matched]
+    return groups
+
+
+def _require_average(pool_mode: int) -> None:
+    if pool_mode != 1:
+        raise NotImplementedError(
+            "roi_align with pool_mode='max' is not available without the full mmcv: "
+            f"use pool_mode='avg' (the default), or {_HOW_TO_GET}"
+        )
+
+
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    _require_average(pool_mode)
+    wide = _wide(input)
+    output.copy_(
+        torchvision_ops().roi_align(
+            wide,
+            rois.to(wide.dtype),
+            spatial_scale,
+            aligned_height,
+            aligned_width,
+            sampling_ratio,
+            aligned,
+        )
+    )
+
+
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    _require_average(pool_mode)
+    wide = _wide(grad_output)
+    grad_input.copy_(
+        torchvision_ops()._roi_align_backward(
+            wide,
+            rois.to(wide.dtype),
+            spatial_scale,
+            aligned_height,
+            aligned_width,
+            *grad_input.shape,
+            sampling_ratio,
+            aligned,
+        )
+    )
+
+
+def _focal_entries(
+    input: Tensor, target: Tensor, weight: Tensor, alpha: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per entry (N, C): logit, whether it is the target, and the signed factor of its loss.
+
+    A target equal to the number of classes is background: no entry of its row is positive.
+    """
+    logits = _wide(input)
+    classes = logits.size(1)
+    positive = target[:, None] == torch.arange(classes, device=target.device)
+    factor = torch.where(positive, -alpha, alpha - 1).to(logits.dtype)
+    if weight.numel():
+        if bool((target >= classes).any()):
+            raise ValueError(
+                f'sigmoid_focal_loss: a class weight of {classes} entries has none for the '
+                f'background (targets of {classes}); weight the entries of the loss instead'
+            )
+        factor = factor * weight.to(logits.dtype)[target][:, None]
+    return logits, positive, factor
+
+
+def sigmoid_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    # log(1 - p) is taken from the logit: mmcv's kernel loses it in rounding above logits of 16.
+    x, positive, factor = _focal_entries(input, target, weight, alpha)
+    as_positive = (-x).sigmoid() ** gamma * logsigmoid(x)
+    as_negative = x.sigmoid() ** gamma * logsigmoid(-x)
+    output.copy_(factor * torch.where(positive, as_positive, as_negative))
+
+
+def sigmoid_focal_loss_backward(
+    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
+) -> None:
+    x, positive, factor = _focal_entries(input, target, weight, alpha)
+    p, q = x.sigmoid(), (-x).sigmoid()
+    as_positive = q**gamma * (q - gamma * p * logsigmoid(x))
+    as_negative = p**gamma * (gamma * q * logsigmoid(-x) - p)
+    grad_input.copy_(factor * torch.where(positive, as_positive, as_negative))
+
+
+def _deform_conv_args(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    geometry: tuple[int, ...],
+) -> tuple[Any, ...]:
+    """Arguments of torchvision's operator; geometry is stride, padding, dilation (h, w), groups."""
+    placeholders = input.new_zeros(len(input), 1), input.new_zeros(len(weight))
+    tensors = (
+        input,
+        weight,
+        offset,
+        placeholders[0] if mask is None else mask,
+        placeholders[1] if bias is None else bias,
+    )
+    return (*map(_wide, tensors), *geometry, mask is not None)
+
+
+def deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    **geometry: int,
+) -> None:
+    args = _deform_conv_args(input, weight, offset, None, None, _geometry_v1(**geometry))
+    output.copy_(torchvision_ops().deform_conv2d(*args))
+
+
+def deform_conv_backward_input(
+    input: Tensor,
+    offset: Tensor,
+    gradOutput: Tensor,
+    gradInput: Tensor,
+    gradOffset: Tensor,
+    weight: Tensor,
+    columns: Tensor,
+    **geometry: int,
+) -> None:
+    args = _deform_conv_args(input, weight, offset, None, None, _geometry_v1(**geometry))
+    grads = torchvision_ops()._deform_conv2d_backward(_wide(gradOutput), *args)
+    gradInput.copy_(grads[0])
+    gradOffset.copy_(grads[2])
+
+
+def deform_conv_backward_parameters(
+    input: Tensor,
+    offset: Tensor,
+    gradOutput: Tensor,
+    gradWeight: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    scale: float,
+    **geometry: int,
+) -> None:
+    # Only the shape of the weight matters for its own gradient.
+    args = _deform_conv_args(input, gradWeight, offset, None, None, _geometry_v1(**geometry))
+    grads = torchvision_ops()._deform_conv2d_backward(_wide(gradOutput), *args)
+    gradWeight.add_(grads[1], alpha=scale)
+
+
+def _geometry_v1(
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
+) -> tuple[int, ...]:
+    return dH, dW, padH, padW, dilationH, dilationW, group, deformable_group
+
+
+def modulated_deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    with_bias: bool,
+    **geometry: int,
+) -> None:
+    args = _deform_conv_args(
+        input, weight, offset, mask, bias if with_bias else None, _geometry_v2(**geometry)
+    )
+    output.copy_(torchvision_ops().deform_conv2d(*args))
+
+
+def modulated_deform_conv_backward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    columns: Tensor,
+    grad_input: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    grad_offset: Tensor,
+    grad_mask: Tensor,
+    grad_output: Tensor,
+    with_bias: bool,
+    **geometry: int,
+) -> None:
+    args = _deform_conv_args(
+        input, weight, offset, mask, bias if with_bias else None, _geometry_v2(**geometry)
+    )
+    grads = torchvision_ops()._deform_conv2d_backward(_wide(grad_output), *args)
+    targets = (grad_input, grad_weight, grad_offset, grad_mask)
+    for target, grad in zip(targets, grads, strict=False):
+        target.copy_(grad)
+    if with_bias:
+        grad_bias.copy_(grads[4])
+
+
+def _geometry_v2(
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    deformable_group: int,
+) -> tuple[int, ...]:
+    return stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group
+
+
+def ms_deform_attn_forward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int,
+) -> Tensor:
+    # mmcv has this in plain PyTorch, but uses it on the CPU alone.
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+
+    return multi_scale_deformable_attn_pytorch(
+        value, value_spatial_shapes, sampling_locations, attention_weights
+    ).type_as(value)
+
+
+def ms_deform_attn_backward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    grad_output: Tensor,
+    grad_value: Tensor,
+    grad_sampling_loc: Tensor,
+    grad_attn_weight: Tensor,
+    im2col_step: int,
+) -> None:
+    with torch.enable_grad():
+        value, locations, weights = inputs = [
+            tensor.detach().requires_grad_()
+            for tensor in (value, sampling_locations, attention_weights)
+        ]
+        output = ms_deform_attn_forward(
+            value, value_spatial_shapes, value_level_start_index, locations, weights, im2col_step
+        )
+        grads = torch.autograd.grad(output, inputs, grad_output)
+    for target, grad in zip((grad_value, grad_sampling_loc, grad_attn_weight), grads, strict=True):
+        target.copy_(grad)
+
+
+def get_compiler_version() -> str:
+    return 'not compiled: operators of torchvision through mmffnet'
+
+
+def get_compiling_cuda_version() -> str:
+    return str(torch.version.cuda or 'not available')
+
+
+def __getattr__(name: str) -> Callable[..., Any]:
+    """Any other native function: present for mmcv's checks at import, an error when called."""
+    if name.startswith('_'):
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+    def unavailable(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(
+            f"mmcv's native operator '{name}' is not available with mmcv-lite, and torchvision "
+            f'has no equal. To use it, {_HOW_TO_GET}'
+        )
+
+    unavailable.__name__ = unavailable.__qualname__ = name
+    return unavailable

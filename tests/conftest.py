@@ -1,0 +1,50 @@
+"""Fixtures for all tests."""
+
+import os
+import random
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import official_reference
+import pytest
+import reference_numbers
+import torch
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _one_thread() -> None:
+    # More threads gain little on small maps, and waiting for each other they take twenty times as
+    # long when the machine is busy.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def official() -> ModuleType:
+    """The independent implementation of the official networks, `tests/official_reference.py`."""
+    return official_reference
+
+
+@pytest.fixture(scope='session')
+def numbers() -> ModuleType:
+    """The committed compact numbers and the measure of deviation, `tests/reference_numbers.py`."""
+    return reference_numbers
+
+
+@pytest.fixture(scope='session')
+def fixture_dir() -> Path:
+    """The folder with the full outputs of the official code, too large to be committed."""
+    root = os.environ.get('MMFFNET_TEST_DATA')
+    if not root:
+        pytest.skip('MMFFNET_TEST_DATA is not set: no full outputs of the official code')
+    folder = Path(root) / 'fixtures'
+    if not any(folder.glob('*.out.npz')):
+        pytest.skip(f'MMFFNET_TEST_DATA: there is no {folder}/*.out.npz')
+    return folder

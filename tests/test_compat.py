@@ -1,0 +1,403 @@
+"""Reading checkpoints safely, downloads, the import hook, and the report on the environment."""
+
+import argparse
+import collections
+import importlib
+import io
+import json
+import os
+import pickle
+import runpy
+import subprocess
+import sys
+import types
+import zipfile
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModel
+from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
+from torch import nn
+
+import mmffnet
+from mmffnet import compat, native_ops
+from mmffnet_ops_hook import NativeOpsFinder
+
+ROOT = Path(mmffnet.__file__).parents[1]
+NATIVE = compat.environment()['ops'] == 'mmcv (native)'
+
+
+def python(code, *args, **environment):
+    """Run code in a fresh interpreter that finds mmffnet and does not know of it yet."""
+    return subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code, *map(str, args)],
+        env={**os.environ, 'PYTHONPATH': str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def test_what_cannot_be_done_without_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmcv', None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs mmcv, .*'mmffnet\[lite\]'"):
+        runpy.run_path(compat.__file__)
+
+
+# The hook behind mmcv.ops
+
+USE_OPS = """
+import torch
+from mmcv.ops import nms
+kept = nms(torch.tensor([[0., 0, 4, 4], [0, 0, 4, 4]]), torch.tensor([.5, .9]), .5)[1]
+assert kept.tolist() == [1], kept
+import mmcv._ext
+print(mmcv._ext.__file__)
+"""
+
+
+def test_mmcv_ops_asked_for_before_mmffnet_is_imported():
+    first = 'try:\n    import mmcv.ops\nexcept ImportError:\n    pass\nimport mmffnet\n'
+    names = 'mmdet', 'mmseg', 'mmpretrain'
+    report = (
+        'import json, sys; packages = mmffnet.compat.environment()["packages"]\n'
+        f'assert not {{*{names}}} & {{*sys.modules}}; print(json.dumps(packages))'
+    )
+    result = python(first + USE_OPS + report)
+    assert result.returncode == 0, result.stderr
+    *_, file, packages = result.stdout.splitlines()
+    assert file.endswith('native_ops.py') == (not NATIVE)
+    # The report reads versions without importing what it reports on.
+    for name in names:
+        if importlib.util.find_spec(name):
+            assert json.loads(packages)[name] == importlib.import_module(name).__version__
+
+
+def test_pth_file_alone_makes_mmdet_work(tmp_path):
+    pytest.importorskip('mmdet')
+    (tmp_path / 'mmffnet-ops.pth').write_text('import mmffnet_ops_hook\n')
+    code = f'import site; site.addsitedir({str(tmp_path)!r})\nfrom mmdet.apis import init_detector'
+    result = python(code + USE_OPS + 'import sys; assert "mmffnet" not in sys.modules')
+    assert result.returncode == 0, result.stderr
+
+
+def test_hook_loads_nothing_until_it_is_needed():
+    code = 'import sys; before = set(sys.modules); import mmffnet_ops_hook'
+    result = python(f'{code}; print(set(sys.modules) - before - {{"mmffnet_ops_hook"}})')
+    assert result.stdout.strip() == 'set()', result.stderr
+
+
+def test_hook_gives_way_to_any_other_extension(tmp_path, monkeypatch):
+    (tmp_path / '_ext.py').touch()
+    monkeypatch.delitem(sys.modules, 'mmcv._ext', raising=False)
+    monkeypatch.setattr(mmcv, '__path__', [str(tmp_path), *mmcv.__path__])
+    compat.setup()
+    assert importlib.util.find_spec('mmcv._ext').origin == str(tmp_path / '_ext.py')
+    assert sys.meta_path.count(NativeOpsFinder) == 1
+
+
+def test_hook_does_nothing_once_mmffnet_is_gone(monkeypatch):
+    assert NativeOpsFinder.find_spec('mmcv._ext').origin.endswith('native_ops.py')
+    monkeypatch.setitem(sys.modules, 'mmffnet', None)
+    assert NativeOpsFinder.find_spec('mmcv._ext') is None
+
+
+def test_what_was_imported_too_early_is_named(monkeypatch):
+    name = 'mmseg.models.decode_heads.point_head'
+    monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(point_sample=None))
+    with pytest.warns(UserWarning, match=r'point_head\.point_sample .* import mmffnet first'):
+        compat.setup()
+
+
+# Reading checkpoints
+
+
+@pytest.fixture(params=[False, True] if compat._SAFE_READER else [False], ids=str)
+def reader(request, monkeypatch):
+    """Both ways of reading: torch's safe reader, and the one for torch before 2.6."""
+    monkeypatch.setattr(compat, '_SAFE_READER', request.param)
+
+
+class TinyModel(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, inputs, targets, mode):
+        output = self.linear(inputs)
+        return {'loss': (output - targets).square().mean()} if mode == 'loss' else [output]
+
+
+class Score(BaseMetric):
+    """Reports numpy scalars, as the COCO metrics do."""
+
+    def process(self, data_batch, data_samples):
+        self.results.append(1)
+
+    def compute_metrics(self, results):
+        return {'score': np.float64(0.5), 'count': np.int64(len(results))}
+
+
+def runner(work_dir, epochs, **kwargs):
+    generator = torch.Generator().manual_seed(0)
+    pairs = [
+        (torch.randn(4, generator=generator), torch.randn(2, generator=generator)) for _ in range(4)
+    ]
+    loader = {
+        'dataset': pairs,
+        'batch_size': 2,
+        'sampler': {'type': 'DefaultSampler', 'shuffle': False},
+        'collate_fn': {'type': 'default_collate'},
+    }
+    return Runner(
+        TinyModel(),
+        str(work_dir),
+        train_dataloader=loader,
+        val_dataloader=loader,
+        train_cfg={'by_epoch': True, 'max_epochs': epochs, 'val_interval': 1},
+        val_cfg={},
+        val_evaluator=[Score()],
+        optim_wrapper={'type': 'OptimWrapper', 'optimizer': {'type': 'AdamW', 'lr': 0.1}},
+        param_scheduler=[
+            {'type': 'LinearLR', 'start_factor': 0.1, 'by_epoch': False, 'end': 3},
+            {'type': 'MultiStepLR', 'milestones': [1, 2]},
+            {'type': 'ReduceOnPlateauLR', 'monitor': 'score', 'rule': 'greater'},
+        ],
+        custom_hooks=[{'type': 'EMAHook'}],
+        default_hooks={
+            'checkpoint': {
+                'type': 'CheckpointHook',
+                'interval': 1,
+                'save_best': 'score',
+                'rule': 'greater',
+            }
+        },
+        experiment_name=f'{Path(work_dir).name}_{epochs}',
+        **kwargs,
+    )
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A real run of two epochs."""
+    result = runner(tmp_path_factory.mktemp('run'), 2)
+    result.train()
+    return result
+
+
+def test_runner_resumes_from_its_own_checkpoint(trained, tmp_path):
+    first = Path(trained.work_dir, 'epoch_1.pth')
+    resumed = runner(tmp_path, 2, load_from=str(first), resume=True)
+    resumed.train()
+    for name, value in trained.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+    history = resumed.message_hub.get_scalar('train/loss')
+    assert history.data[0].tolist() == trained.message_hub.get_scalar('train/loss').data[0].tolist()
+    assert len(history.data[0]) == 4
+
+
+def test_read_checkpoint_of_a_runner(trained, reader):
+    checkpoint = compat.read_checkpoint(Path(trained.work_dir, 'epoch_2.pth'))
+    assert checkpoint['message_hub']['runtime_info']['best_score'] == 0.5
+    history = checkpoint['message_hub']['log_scalars']['train/loss']
+    assert isinstance(history, HistoryBuffer)
+    assert history.mean() == trained.message_hub.get_scalar('train/loss').mean()
+    assert checkpoint['optimizer']['state'][0]['exp_avg'].shape == (2, 4)
+    assert len(checkpoint['param_schedulers']) == 3
+    assert {name.split('.')[0] for name in checkpoint['ema_state_dict']} == {'module', 'steps'}
+
+
+def saved(value, **kwargs):
+    buffer = io.BytesIO()
+    torch.save(value, buffer, **kwargs)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(('old', 'new'), [(b'numpy._core', b'numpy.core'), (b'numpy.core',) * 2])
+def test_arrays_under_the_names_of_numpy_1_and_2(old, new, tmp_path, reader):
+    values = {
+        'scalar': np.float32(1.5),
+        'array': np.arange(6, dtype=np.int64).reshape(2, 3),
+        'names': np.array(['cat', 'dog']),
+        'flags': np.array([True, False]),
+    }
+    content = saved(values, _use_new_zipfile_serialization=False).replace(old, new)
+    assert b'numpy.core.multiarray' in content or b'numpy._core.multiarray' in content
+    (tmp_path / 'arrays.pth').write_bytes(content)
+    loaded = compat.read_checkpoint(tmp_path / 'arrays.pth')
+    assert type(loaded['scalar']) is np.float32
+    for name, value in values.items():
+        assert np.array_equal(loaded[name], value), name
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_checkpoint_of_timm(zipped, tmp_path, reader):
+    content = {
+        'epoch': 3,
+        'arch': 'ffnet_2',
+        'state_dict': collections.OrderedDict(weight=torch.ones(2, dtype=torch.bfloat16)),
+        'optimizer': {'state': {}, 'param_groups': [{'lr': 0.1, 'params': [0]}]},
+        'args': argparse.Namespace(lr=0.1, device=torch.device('cpu'), crop=None, sizes=[1, 2]),
+        'metric': np.float64(81.3),
+    }
+    path = tmp_path / 'ffnet_2.pth.tar'
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    loaded = compat.read_checkpoint(path)
+    model = nn.ParameterDict({'weight': torch.zeros(2)})
+    load_checkpoint(model, str(path))
+    assert torch.equal(model['weight'], torch.ones(2))
+    assert torch.equal(loaded.pop('state_dict')['weight'], content.pop('state_dict')['weight'])
+    assert loaded == content
+
+
+class Malicious:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
+def attacks(target):
+    return {
+        'posix.system': Malicious(os.system, f'touch {target}'),
+        'eval': Malicious(eval, f'open({target!r}, "w")'),
+        'getattr': Malicious(getattr, Path(target), 'touch'),
+        'HistoryBuffer': Malicious(getattr, HistoryBuffer, '__init__'),
+        'functools.partial': Malicious(__import__('functools').partial, print),
+        'random': np.random.RandomState(0),
+        'defaultdict': collections.defaultdict(list),
+    }
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('name', attacks(''))
+def test_file_that_asks_for_code_is_refused_and_runs_nothing(name, zipped, tmp_path, reader):
+    target, path = tmp_path / 'executed', tmp_path / 'bad.pth'
+    content = {'state_dict': {}, 'extra': attacks(str(target))[name]}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    for read in (compat.read_checkpoint, CheckpointLoader.load_checkpoint):
+        with pytest.raises(ValueError, match=r'refused .*bad\.pth') as error:
+            read(str(path))
+        assert not target.exists()
+    assert name in str(error.value) or 'pathlib' in str(error.value)
+
+
+GOOD = saved({'state_dict': {'weight': torch.ones(100, 10)}})
+OLD = saved({'state_dict': {'weight': torch.ones(100, 10)}}, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [b'', b'<html>404</html>', bytes(500), pickle.dumps({'a': 1}, 2)]
+    + [part for whole in (GOOD, OLD) for part in (whole[:40], whole[:-2000], whole[:-1])],
+    ids=lambda content: f'{content[:4]!r}{len(content)}',
+)
+def test_damaged_file(content, tmp_path, reader):
+    path = tmp_path / 'damaged.pth'
+    path.write_bytes(content)
+    with pytest.raises(RuntimeError, match=rf'damaged\.pth \({len(content)} bytes\).* incomplete'):
+        compat.read_checkpoint(path)
+
+
+def test_missing_file_and_home_directory(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r'checkpoint .*none\.pth does not exist'):
+        compat.read_checkpoint(tmp_path / 'none.pth')
+    with pytest.raises(FileNotFoundError, match='is not a file'):
+        CheckpointLoader.load_checkpoint(str(tmp_path))
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'good.pth').write_bytes(GOOD)
+    assert 'state_dict' in compat.read_checkpoint('~/good.pth')
+
+
+def test_trouble_with_the_device_is_not_called_damage(tmp_path):
+    (tmp_path / 'good.pth').write_bytes(GOOD)
+    with pytest.raises(RuntimeError) as error:
+        compat.read_checkpoint(tmp_path / 'good.pth', map_location='cuda:99')
+    assert 'damaged' not in str(error.value)
+
+
+def test_zip_archive_that_holds_one_checkpoint(tmp_path):
+    path = tmp_path / 'detector.zip'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('folder/detector.pth', GOOD)
+        archive.writestr('folder/log.json', '{}')
+        archive.writestr('__MACOSX/folder/._detector.pth', 'x')
+    assert compat.read_checkpoint(path)['state_dict']['weight'].shape == (100, 10)
+    assert list(tmp_path.iterdir()) == [path]
+    with zipfile.ZipFile(path, 'a') as archive:
+        archive.writestr('other.pth.tar', GOOD)
+    with pytest.raises(ValueError, match=r'must hold exactly one checkpoint .* holds 2'):
+        compat.read_checkpoint(path)
+
+
+def test_torchscript_is_no_checkpoint(tmp_path):
+    torch.jit.trace(nn.Linear(2, 2), torch.rand(1, 2)).save(tmp_path / 'model.pt')
+    with pytest.raises(ValueError, match=r'model\.pt is a TorchScript model'):
+        compat.read_checkpoint(tmp_path / 'model.pt')
+
+
+# The environment
+
+
+def test_environment():
+    report = compat.environment()
+    assert list(report['packages']) == [
+        *('python', 'platform', 'torch', 'torchvision', 'cuda', 'devices'),
+        *('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'numpy', 'opencv'),
+    ]
+    assert report['packages']['torch'] == torch.__version__
+    assert report['packages']['mmcv'] == mmcv.__version__
+    assert report['packages']['opencv'] == importlib.import_module('cv2').__version__
+    assert report['ops'] in ('mmcv (native)', 'torchvision (mmffnet)')
+
+
+def test_missing_packages_are_problems(monkeypatch):
+    for name in ('mmdet', 'mmcv', 'pkg_resources', 'mmcv._ext', 'ftfy'):
+        monkeypatch.setitem(sys.modules, name, None)
+    report = compat.environment()
+    assert report['ops'] == 'none'
+    assert report['packages']['mmdet'] is None
+    text = '\n'.join(report['problems'])
+    assert "mmdet is not installed: `pip install 'mmffnet[det]'`" in text
+    assert 'mmcv is not installed: `pip install mmcv-lite==2.1.0`' in text
+    assert "`pip install 'setuptools<82'`" in text
+    assert ('ftfy is not installed' in text) == (report['packages']['mmseg'] is not None)
+
+
+def test_broken_torchvision_is_a_problem(monkeypatch):
+    if NATIVE:
+        pytest.skip('the full mmcv does not need torchvision')
+    native_ops.torchvision_ops.cache_clear()
+    monkeypatch.setitem(sys.modules, 'torchvision', None)
+    report = compat.environment()
+    assert report['ops'] == 'none'
+    assert any('Install the torchvision release made for' in p for p in report['problems'])
+
+
+def test_mixed_families_are_problems(tmp_path, monkeypatch):
+    assert compat._mixed_up() == []
+    for name in ('onedl_mmcv', 'mmengine', 'mmcv', 'mmcv_lite'):
+        (tmp_path / f'{name}-2.1.0.dist-info').mkdir()
+        metadata = f'Metadata-Version: 2.1\nName: {name.replace("_", "-")}\nVersion: 2.1.0\n'
+        (tmp_path / f'{name}-2.1.0.dist-info' / 'METADATA').write_text(metadata)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mixed, twice = compat._mixed_up()
+    assert 'mmengine' in mixed
+    assert 'mixed with the onedl fork (onedl-mmcv)' in mixed
+    assert twice.startswith('mmcv and mmcv-lite are both installed')
+
+
+def test_too_new_mmcv_is_a_problem():
+    packages = compat.environment()['packages']
+    assert compat._too_new(packages) == []
+    refusing = {text.split()[0] for text in compat._too_new({**packages, 'mmcv': '2.2.0'})}
+    assert refusing == {name for name in ('mmdet', 'mmseg') if packages[name]}

@@ -1,0 +1,413 @@
+"""mmcv.ops on torchvision: against plain references, and against the full mmcv where it is there.
+
+Every call goes through mmcv's own Python wrappers. With mmcv-lite the references below decide;
+with the full mmcv, each result is compared with that of its compiled operators as well.
+"""
+
+import importlib
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmcv_operators import DEVICES, compare, operators, output_and_gradients
+from torch.autograd import gradcheck
+
+from mmffnet import native_ops
+
+ops = importlib.import_module('mmcv.ops')  # needs mmffnet, imported above
+
+
+@pytest.fixture(autouse=True)
+def ours():
+    with operators(native_ops):
+        yield
+
+
+def random_boxes(count, generator, size=40.0):
+    corner = torch.rand(count, 2, generator=generator) * size
+    return torch.cat([corner, corner + torch.rand(count, 2, generator=generator) * size], dim=1)
+
+
+def reference_iou(a, b, offset):
+    a, b, one = np.float32(a), np.float32(b), np.float32(offset)
+    width = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0]) + one
+    height = np.minimum(a[3], b[3]) - np.maximum(a[1], b[1]) + one
+    inter = max(width, np.float32(0)) * max(height, np.float32(0))
+    areas = [(x[2] - x[0] + one) * (x[3] - x[1] + one) for x in (a, b)]
+    return inter / (areas[0] + areas[1] - inter)
+
+
+def reference_nms(boxes, scores, threshold, offset):
+    kept = []
+    for i in np.argsort(-np.asarray(scores), kind='stable'):
+        if all(reference_iou(boxes[i], boxes[j], offset) <= np.float32(threshold) for j in kept):
+            kept.append(int(i))
+    return kept
+
+
+# Suppression
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(*[st.integers(0, 12)] * 4, st.integers(0, 50)), max_size=12),
+    st.sampled_from([0.1, 0.3, 0.5, 0.6, 0.7, 0.9]),
+    st.sampled_from([0, 1]),
+)
+def test_nms_is_the_plain_loop_also_where_the_iou_equals_the_threshold(rows, threshold, offset):
+    table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
+    boxes = torch.cat([table[:, :2], table[:, :2] + table[:, 2:4] + 1], dim=1)
+    scores = table[:, 4] / 50
+    dets, kept = compare(ops.nms, boxes, scores, threshold, offset)
+    assert kept.tolist() == reference_nms(boxes.numpy(), scores.numpy(), threshold, offset)
+    assert torch.equal(dets, torch.cat([boxes, scores[:, None]], dim=1)[kept])
+
+
+def test_nms_keeps_a_box_whose_iou_rounds_to_the_threshold():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 6]])
+    assert compare(ops.nms, boxes, torch.tensor([0.9, 0.8]), 0.6)[1].tolist() == [0, 1]
+    assert compare(ops.nms, boxes, torch.tensor([0.9, 0.8]), 0.59)[1].tolist() == [0]
+
+
+def test_nms_of_many_boxes_with_equal_scores():
+    generator = torch.Generator().manual_seed(10)
+    boxes = random_boxes(300, generator, size=100.0)
+    scores = torch.randint(0, 4, (300,), generator=generator) / 4
+    kept = compare(ops.nms, boxes, scores, 0.2)[1].tolist()
+    assert 20 < len(kept) < 200
+    for i in range(300):
+        stronger = [j for j in kept if j != i and scores[j] >= scores[i]]
+        beaten = any(reference_iou(boxes[i].numpy(), boxes[j].numpy(), 0) > 0.2 for j in stronger)
+        assert beaten == (i not in kept)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_nms_of_other_types(dtype, device):
+    generator = torch.Generator().manual_seed(0)
+    boxes = random_boxes(30, generator).to(dtype)
+    scores = torch.rand(30, generator=generator)
+    kept = ops.nms(boxes.to(device), scores.to(device), 0.4)[1]
+    assert kept.tolist() == reference_nms(boxes.float().numpy(), scores.numpy(), 0.4, 0)
+
+
+def test_nms_of_a_numpy_array_with_limits():
+    boxes = np.float32([[0, 0, 4, 4], [10, 0, 14, 4], [20, 0, 24, 4], [20, 0, 24, 4]])
+    scores = np.float32([0.1, 0.5, 0.9, 0.8])
+    dets, kept = compare(lambda: ops.nms(boxes, scores, 0.5, score_threshold=0.2, max_num=1))
+    assert kept.tolist() == [2]
+    assert dets.tolist() == [[20, 0, 24, 4, np.float32(0.9)]]
+
+
+def test_batched_nms_keeps_classes_apart():
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4], [0, 0, 4, 4]])
+    scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 0])
+    config = {'type': 'nms', 'iou_threshold': 0.5}
+    assert compare(ops.batched_nms, boxes, scores, labels, config)[1].tolist() == [0, 1]
+    assert compare(ops.batched_nms, boxes, scores, labels, config, True)[1].tolist() == [0]
+
+
+def reference_soft_nms(boxes, scores, threshold, sigma, floor, method, offset):
+    left, kept = dict(enumerate(map(float, scores))), []
+    while left:
+        best = max(left, key=left.get)
+        kept.append((best, left.pop(best)))
+        for i in list(left):
+            iou = float(reference_iou(boxes[best], boxes[i], offset))
+            if method == 'gaussian':
+                left[i] *= np.exp(-(iou**2) / sigma)
+            elif iou >= threshold:
+                left[i] *= 1 - iou if method == 'linear' else 0
+            if left[i] < floor:
+                del left[i]
+    return kept
+
+
+@pytest.mark.parametrize('offset', [0, 1])
+@pytest.mark.parametrize('method', ['naive', 'linear', 'gaussian'])
+def test_soft_nms(method, offset):
+    generator = torch.Generator().manual_seed(1)
+    boxes, scores = random_boxes(40, generator), torch.rand(40, generator=generator)
+    dets, kept = compare(ops.soft_nms, boxes, scores, 0.3, 0.5, 0.05, method, offset)
+    expected = reference_soft_nms(boxes.numpy(), scores.numpy(), 0.3, 0.5, 0.05, method, offset)
+    assert 5 < len(kept) < 40
+    assert kept.tolist() == [i for i, _ in expected]
+    assert torch.equal(dets[:, :4], boxes[kept])
+    torch.testing.assert_close(dets[:, 4], torch.tensor([s for _, s in expected]).float())
+
+
+def test_soft_nms_with_equal_scores_and_without_boxes():
+    generator = torch.Generator().manual_seed(2)
+    boxes = random_boxes(30, generator).round()
+    scores = torch.randint(1, 4, (30,), generator=generator) / 4
+    dets, kept = compare(ops.soft_nms, boxes, scores, 0.2, 0.5, 0.3, 'linear')
+    assert torch.equal(dets[:, 4], dets[:, 4].sort(descending=True).values)
+    assert len(set(kept.tolist())) == len(kept)
+    assert len(ops.soft_nms(boxes[:0], scores[:0])[1]) == 0
+
+
+def test_soft_nms_of_empty_boxes():
+    boxes, scores = torch.tensor([[3.0, 3, 3, 3]] * 2), torch.tensor([0.5, 0.9])
+    dets, kept = ops.soft_nms(boxes, scores, method='gaussian')
+    assert kept.tolist() == [1, 0]
+    assert dets[:, 4].tolist() == scores[kept].tolist()  # mmcv's own scores are nan here
+
+
+def test_nms_match():
+    generator = torch.Generator().manual_seed(3)
+    boxes, scores = random_boxes(25, generator), torch.rand(25, generator=generator)
+    groups = compare(ops.nms_match, torch.cat([boxes, scores[:, None]], dim=1), 0.3)
+    left = np.argsort(-scores.numpy()).tolist()
+    for group in groups:
+        head = left[0]
+        ious = {i: reference_iou(boxes[head].numpy(), boxes[i].numpy(), 0) for i in left}
+        assert group.tolist() == [i for i in left if i == head or ious[i] >= np.float32(0.3)]
+        left = [i for i in left if i not in group.tolist()]
+    assert not left
+    assert max(map(len, groups)) > 1
+
+
+# Pooling
+
+
+def reference_roi_align(image, rois, size, scale, ratio, aligned):
+    """Average of bilinear samples, as in the Mask R-CNN paper and Detectron2."""
+    channels, height, width = image.shape[1:]
+    output = np.zeros((len(rois), channels, *size))
+    shift = 0.5 if aligned else 0.0
+
+    def sample(plane, y, x):
+        if not (-1 <= y <= height and -1 <= x <= width):
+            return 0.0
+        y, x = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
+        y0, x0 = min(int(y), max(height - 2, 0)), min(int(x), max(width - 2, 0))
+        y1, x1 = min(y0 + 1, height - 1), min(x0 + 1, width - 1)
+        top = plane[y0, x0] * (1 - x + x0) + plane[y0, x1] * (x - x0)
+        bottom = plane[y1, x0] * (1 - x + x0) + plane[y1, x1] * (x - x0)
+        return top * (1 - y + y0) + bottom * (y - y0)
+
+    for n, (index, *corners) in enumerate(rois.tolist()):
+        x1, y1, x2, y2 = (c * scale - shift for c in corners)
+        w, h = (x2 - x1, y2 - y1) if aligned else (max(x2 - x1, 1.0), max(y2 - y1, 1.0))
+        bin_h, bin_w = h / size[0], w / size[1]
+        grid_h, grid_w = ratio or int(np.ceil(bin_h)), ratio or int(np.ceil(bin_w))
+        for c, i, j in np.ndindex(channels, *size):
+            samples = [
+                sample(
+                    image[int(index), c].numpy(),
+                    y1 + (i + (a + 0.5) / grid_h) * bin_h,
+                    x1 + (j + (b + 0.5) / grid_w) * bin_w,
+                )
+                for a in range(grid_h)
+                for b in range(grid_w)
+            ]
+            output[n, c, i, j] = np.mean(samples) if samples else 0.0
+    return torch.from_numpy(output)
+
+
+ROIS = torch.tensor(
+    [
+        [0, 1, 2, 9, 11],
+        [1, 0, 0, 16, 12],
+        [0, -3, -2, 4.5, 3.25],
+        [1, 14, 9, 30, 30],
+        [0, 5, 5, 5, 5],
+    ]
+)
+
+
+@pytest.mark.parametrize('ratio', [0, 2, 3])
+@pytest.mark.parametrize('aligned', [True, False])
+@pytest.mark.parametrize('scale', [1.0, 0.5])
+def test_roi_align(scale, aligned, ratio):
+    image = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(4))
+
+    def pool(x):
+        return ops.roi_align(x, ROIS.to(x), (2, 3), scale, ratio, 'avg', aligned)
+
+    output, gradient = compare(output_and_gradients, pool, image)
+    expected = reference_roi_align(image, ROIS, (2, 3), scale, ratio, aligned)
+    torch.testing.assert_close(output.double(), expected, rtol=1e-4, atol=1e-5)
+    # The operator is linear: its gradient is known from outputs alone.
+    direction = torch.randn(image.shape, generator=torch.Generator().manual_seed(5))
+    weight = torch.linspace(-1, 1, output.numel()).view_as(output)
+    torch.testing.assert_close(
+        (gradient * direction).sum(), (pool(direction) * weight).sum(), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize('ratio', [0, 2])
+def test_roi_align_gradcheck(ratio):
+    image = torch.randn(2, 1, 5, 6, dtype=torch.float64, requires_grad=True)
+    rois = ROIS[:3].double()
+    assert gradcheck(lambda x: ops.roi_align(x, rois, 2, 0.5, ratio, 'avg', True), image)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_roi_align_in_half_precision_rounds_once(dtype, device):
+    image = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(6)).to(device, dtype)
+
+    def pool(x):
+        return ops.roi_align(x, ROIS.to(x), 4, 0.5, 2, 'avg', True)
+
+    half = output_and_gradients(pool, image)
+    assert {x.dtype for x in half} == {dtype}
+    torch.testing.assert_close(half[0], pool(image.float()).to(dtype), rtol=0, atol=0)
+    exact = output_and_gradients(pool, image.float())[1]
+    torch.testing.assert_close(half[1].float(), exact, rtol=2e-2, atol=2e-2)
+
+
+def test_roi_align_of_channels_last_and_of_no_rois():
+    image = torch.randn(2, 4, 8, 8)
+    rows = ops.roi_align(image.to(memory_format=torch.channels_last), ROIS, 3)
+    assert torch.equal(rows, ops.roi_align(image, ROIS, 3))
+    nothing = output_and_gradients(lambda x: ops.roi_align(x, ROIS[:0], 3), image)
+    assert nothing[0].shape == (0, 4, 3, 3)
+    assert not nothing[1].any()
+
+
+def test_max_pooling_is_refused_by_name():
+    with pytest.raises(NotImplementedError, match=r"pool_mode='max'.*full mmcv"):
+        ops.roi_align(torch.rand(1, 1, 4, 4), ROIS[:1], 2, 1.0, 0, 'max')
+
+
+# Focal loss
+
+
+def reference_focal(x, target, gamma, alpha):
+    one_hot = F.one_hot(target, x.size(1) + 1)[:, :-1].to(x)
+    p = x.sigmoid()
+    miss = (1 - p) * one_hot + p * (1 - one_hot)
+    share = alpha * one_hot + (1 - alpha) * (1 - one_hot)
+    return share * miss**gamma * F.binary_cross_entropy_with_logits(x, one_hot, reduction='none')
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize(('gamma', 'alpha'), [(2.0, 0.25), (1.5, 0.5), (0.0, 0.5)])
+def test_sigmoid_focal_loss(gamma, alpha, device):
+    logits = torch.randn(7, 4, generator=torch.Generator().manual_seed(7)).to(device) * 4
+    target = torch.tensor([0, 1, 2, 3, 4, 4, 0], device=device)  # 4 is background
+
+    def loss(x):
+        return ops.sigmoid_focal_loss(x, target, gamma, alpha, None, 'none')
+
+    result = compare(output_and_gradients, loss, logits, compiled=device == 'cuda')
+    expected = output_and_gradients(lambda x: reference_focal(x, target, gamma, alpha), logits)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-6)
+    assert gradcheck(loss, logits.double().requires_grad_())
+    for reduction, reduce in (('mean', lambda x: x.sum() / 7), ('sum', torch.sum)):
+        total = ops.sigmoid_focal_loss(logits, target, gamma, alpha, None, reduction)
+        torch.testing.assert_close(total, reduce(expected[0]))
+
+
+def test_sigmoid_focal_loss_with_class_weights():
+    logits, target = torch.randn(5, 3), torch.tensor([0, 1, 2, 2, 0])
+    weight = torch.tensor([1.0, 2.0, 0.5])
+    result = output_and_gradients(
+        lambda x: ops.sigmoid_focal_loss(x, target, 2.0, 0.25, weight, 'none'), logits
+    )
+    expected = output_and_gradients(
+        lambda x: reference_focal(x, target, 2.0, 0.25) * weight[target][:, None], logits
+    )
+    torch.testing.assert_close(result, expected)
+    with pytest.raises(ValueError, match='class weight of 3 entries has none for the background'):
+        ops.sigmoid_focal_loss(logits, target + 1, 2.0, 0.25, weight)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_sigmoid_focal_loss_of_extreme_logits_in_half_precision(dtype):
+    logits = torch.tensor([[-60.0, 60.0], [60.0, -60.0], [0.0, 3.0]], dtype=dtype)
+    target = torch.tensor([0, 0, 2])
+    loss, gradient = output_and_gradients(
+        lambda x: ops.sigmoid_focal_loss(x, target, 2.0, 0.25, None, 'none'), logits
+    )
+    expected = reference_focal(logits.float(), target, 2.0, 0.25).to(dtype)
+    torch.testing.assert_close(loss, expected)
+    assert gradient.isfinite().all()
+
+
+# What is not there
+
+
+def test_other_operators_can_be_imported_and_fail_by_name_when_called():
+    with pytest.raises(NotImplementedError, match=r"'roi_pool_forward'.*mmcv==2\.1\.0"):
+        ops.RoIPool(2)(torch.rand(1, 1, 4, 4), ROIS[:1])
+    with pytest.raises(NotImplementedError, match="'carafe_forward'"):
+        ops.carafe(torch.rand(1, 4, 4, 4), torch.rand(1, 9, 8, 8), 3, 1, 2)
+    assert native_ops.carafe_forward.__name__ == 'carafe_forward'
+    with pytest.raises(AttributeError, match='_private'):
+        native_ops._private  # noqa: B018
+
+
+def test_information_for_collect_env():
+    assert 'torchvision' in ops.get_compiler_version()
+    assert ops.get_compiling_cuda_version() == (torch.version.cuda or 'not available')
+
+
+def test_missing_torchvision_is_named(monkeypatch):
+    native_ops.torchvision_ops.cache_clear()
+    monkeypatch.setitem(sys.modules, 'torchvision', None)
+    with pytest.raises(RuntimeError, match=r'torchvision does not work with torch .* Install'):
+        ops.nms(torch.rand(2, 4), torch.rand(2), 0.5)
+
+
+# Whole detectors
+
+
+def small_detector(name):
+    """mmdet's own detector with a ResNet-18, 32 channels and 5 classes."""
+    from mmdet.registry import MODELS
+    from mmdet.utils import register_all_modules
+    from mmengine.hub import get_config
+
+    register_all_modules()
+    config = get_config(f'mmdet::{name}').model
+    config.backbone.update(depth=18, init_cfg=None)
+    config.neck.update(in_channels=[64, 128, 256, 512], out_channels=32)
+    for part in (config.get('rpn_head'), config.get('bbox_head')):
+        if part:
+            part.update(in_channels=32, feat_channels=32)
+    if 'roi_head' in config:
+        roi_head = config.roi_head
+        roi_head.bbox_roi_extractor.out_channels = roi_head.mask_roi_extractor.out_channels = 32
+        roi_head.bbox_head.update(in_channels=32, fc_out_channels=64, num_classes=5)
+        roi_head.mask_head.update(in_channels=32, conv_out_channels=32, num_classes=5)
+    else:
+        config.bbox_head.num_classes = 5
+    torch.manual_seed(0)
+    return MODELS.build(config)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize(
+    'name',
+    ['mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 'retinanet/retinanet_r50_fpn_1x_coco.py'],
+)
+def test_detector_losses_gradients_and_predictions(name, device):
+    pytest.importorskip('mmdet')
+    from mmdet.testing import demo_mm_inputs
+
+    model = small_detector(name).to(device)
+    shapes = [[3, 96, 96], [3, 96, 80]]
+    data = demo_mm_inputs(2, shapes, num_items=[3, 2], num_classes=5, with_mask=True)
+    data = model.data_preprocessor(data, True)
+
+    def train_and_predict():
+        torch.manual_seed(0)  # the samplers draw
+        model.train().zero_grad()
+        parsed, log = model.parse_losses(model.loss(data['inputs'], data['data_samples']))
+        parsed.backward()
+        with torch.no_grad():
+            results = model.eval().predict(data['inputs'], data['data_samples'])
+        gradients = {k: p.grad.clone() for k, p in model.named_parameters() if p.requires_grad}
+        return log, gradients, [dict(result.pred_instances.items()) for result in results]
+
+    log, gradients, results = compare(train_and_predict, rtol=1e-5, atol=1e-6)
+    assert all(value.isfinite() for value in log.values())
+    assert any(gradient.any() for gradient in gradients.values())
+    assert all(len(result['bboxes']) > 10 for result in results)
