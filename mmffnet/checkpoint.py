@@ -1,0 +1,315 @@
+"""Checkpoints: official parameter names and ours, checked loading, short names, conversion."""
+
+import os
+import re
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import __version__
+from .official_names import FFNET_NAMES, NameMap, find_networks
+
+SCHEME = 'mmffnet://'
+RELEASE = 'https://github.com/ysj9909/FFNet/releases/download/v1.0/'
+#: Official checkpoints by short name (``mmffnet://ffnet2-distilled``)
+OFFICIAL_WEIGHTS = {
+    'ffnet1': 'ffnet_1.pth.tar',
+    'ffnet2': 'ffnet_2.pth.tar',
+    'ffnet3': 'ffnet_3.pth.tar',
+    'ffnet3-384': 'ffnet_3_384.pth.tar',
+    'ffnet4-384': 'ffnet_4_384.pth.tar',
+    'ffnet1-distilled': 'ffnet_1_distillation.pth.tar',
+    'ffnet2-distilled': 'ffnet_2_distillation.pth.tar',
+    'ffnet3-distilled': 'ffnet_3_distillation.pth.tar',
+    'ffnetseg': 'ffnet_seg.pth.tar',
+    'cascademaskrcnn-ffnet2-coco': 'casc_mask_rcnn_ffnet_2_fpn_3x_coco.pth',
+    'cascademaskrcnn-ffnet3-coco': 'casc_mask_rcnn_ffnet_3_fpn_3x_coco.pth',
+    'cascademaskrcnn-ffnet4-coco': 'casc_mask_rcnn_ffnet_4_fpn_3x_coco.zip',
+    'upernet-ffnet2-ade20k': 'upernet_ffnet_2_512_160k_ade20k.pth',
+    'upernet-ffnet3-ade20k': 'upernet_ffnet_3_512_160k_ade20k.pth',
+    'upernet-ffnet4-ade20k': 'upernet_ffnet_4_512_160k_ade20k.pth',
+    'ffnetseg-ade20k': 'ffnet_seg_sys_512_160k_ade20k.pth',
+    'ffnetseg-cityscapes': 'ffnet_seg_sys_1024_160k_cityscapes.pth',
+}
+
+
+def official_url(name: str) -> str:
+    """Returns the download address of an official checkpoint, given its short name."""
+    name = name.removeprefix(SCHEME)
+    if name not in OFFICIAL_WEIGHTS:
+        raise ValueError(
+            f'no official checkpoint is called {name!r}; there are {", ".join(OFFICIAL_WEIGHTS)}'
+        )
+    return RELEASE + OFFICIAL_WEIGHTS[name]
+
+
+@CheckpointLoader.register_scheme(prefixes=SCHEME, force=True)
+def _load_official(filename: str, map_location: Any = None) -> dict:
+    return CheckpointLoader.load_checkpoint(official_url(filename), map_location, logger='silent')
+
+
+def adopt_state_dict(
+    network: nn.Module, state_dict: dict, prefix: str = '', names: NameMap = FFNET_NAMES
+) -> None:
+    """Makes a network's part of a state dict loadable, in place, while it is being loaded.
+
+    Official names become ours, and what cannot fit is refused.
+
+    Args:
+        network (nn.Module): The backbone or head.
+        state_dict (dict): State of the whole model.
+        prefix (str): Where the network is in it. Defaults to ''.
+        names (NameMap): Its names. Defaults to FFNet's.
+
+    Raises:
+        ValueError: If the state is that of another variant, or of a re-parameterised network
+            while this one is not.
+    """
+    own = network.state_dict()
+    rename: Callable[[str], str] = str
+    if any(key.startswith(prefix + names.official_start) for key in state_dict):
+        rename = names.to_ours
+    last_norm = f'norm{len(getattr(network, "stages", ())) - 1}'
+    # the official classifier's final batch norm is the output norm of the last stage
+    final_norm = isinstance(getattr(network, last_norm, None), _BatchNorm)
+    for key in [k for k in state_dict if k.startswith(prefix)]:
+        name = rename(key[len(prefix) :])
+        if final_norm and name.startswith('norm.'):
+            name = last_norm + name.removeprefix('norm')
+        state_dict[prefix + name] = state_dict.pop(key)
+
+    for key, value in own.items():
+        found = state_dict.get(prefix + key)
+        if key.endswith('channel_mixer.project.weight') and found is not None:
+            if found.shape != value.shape:
+                raise ValueError(
+                    f'the checkpoint holds another variant: {prefix}{key} is '
+                    f'{tuple(found.shape)} there and {tuple(value.shape)} in this '
+                    f'{type(network).__name__} (arch {getattr(network, "arch", "?")!r}, '
+                    f'channels {getattr(network, "channels", "?")})'
+                )
+            break
+    first = f'{names.our_start}weight'
+    if prefix + first in state_dict and first not in own:
+        raise ValueError(
+            'the checkpoint is re-parameterised (its batch norms are folded), the network is not: '
+            f'build the {type(network).__name__} with deploy=True, or load the original checkpoint'
+        )
+
+
+def load_pretrained(
+    model: nn.Module,
+    checkpoint: str,
+    prefix: str | None = None,
+    map_location: Any = 'cpu',
+    strict: bool = True,
+    use_ema: bool = False,
+) -> None:
+    """Loads a pre-trained backbone and makes sure that it arrived.
+
+    Takes official files and ours, of classifiers, backbones and whole detectors or segmentors.
+    Left over may be the final norm and the head of the pre-training, and stages that this backbone
+    does not have; new may be the output norms. Anything else that is missing or unexpected is an
+    error.
+
+    Args:
+        model (nn.Module): The backbone.
+        checkpoint (str): A file, an URL or a short name such as ``mmffnet://ffnet2-distilled``.
+        prefix (str, optional): Where the backbone is in the checkpoint. Defaults to None, which
+            finds it at the root or below ``backbone.``.
+        map_location (str): Where to load to. Defaults to ``'cpu'``.
+        strict (bool): False makes a warning of missing and unexpected names, for networks with
+            other mixers in some stages. Defaults to True.
+        use_ema (bool): Take the moving average of the weights, where the file has one besides the
+            raw weights (official training takes the raw ones). Defaults to False.
+
+    Raises:
+        ValueError: If the checkpoint does not fit.
+    """
+    raw = CheckpointLoader.load_checkpoint(str(checkpoint), map_location, logger='silent')
+    where = f'checkpoint {checkpoint}'
+    state = find_state_dict(raw, where, use_ema)
+    if prefix is None:
+        prefix = next((p for p in ('', 'backbone.') if _has_backbone(state, p)), '')
+    elif prefix and not prefix.endswith('.'):
+        prefix += '.'
+    state = OrderedDict((k[len(prefix) :], v) for k, v in state.items() if k.startswith(prefix))
+    name = f'{type(model).__name__} {getattr(model, "arch", "")}'.strip()
+    try:
+        result = model.load_state_dict(state, strict=False)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f'{where} does not fit {name}: {error}') from None
+
+    stages = len(getattr(model, 'stages', []))
+
+    def leftover(key: str) -> bool:
+        match = re.match(r'stages\.(\d+)\.', key)
+        return bool(re.match(r'(norm|head)\d?\.', key) or (match and int(match[1]) >= stages))
+
+    missing = [k for k in result.missing_keys if not re.match(r'norm\d\.', k)]
+    unexpected = [k for k in result.unexpected_keys if not leftover(k)]
+    total = len(model.state_dict())
+    matched = total - len(result.missing_keys)
+    problems = [
+        f'{len(keys)} {what} ({_shorten(keys)})'
+        for what, keys in (('missing', missing), ('unexpected', unexpected))
+        if keys
+    ]
+    if problems and (strict or 2 * matched < total):
+        raise ValueError(
+            f'{where} does not fit {name}: {matched} of {total} tensors found; '
+            f'{"; ".join(problems)}'
+        )
+    report = f'{where}: loaded {matched} of {total} tensors into {name}'
+    for what, keys in (
+        ('not in this network', [k for k in result.unexpected_keys if leftover(k)]),
+        ('new, not in the checkpoint', sorted(set(result.missing_keys) - set(missing))),
+    ):
+        if keys:
+            report += f'; {what}: {", ".join(dict.fromkeys(_top(k) for k in keys))}'
+    print_log(report, logger='current')
+    if problems:
+        print_log(f'{where}: {"; ".join(problems)}', logger='current', level=30)
+
+
+def find_state_dict(raw: Any, where: str, use_ema: bool = False) -> OrderedDict[str, Tensor]:
+    """Takes the weights out of a checkpoint, however it is made.
+
+    Args:
+        raw (Any): What the file holds.
+        where (str): Names the file in errors.
+        use_ema (bool): Take the moving average of the weights. Defaults to False.
+    """
+    entries = ('state_dict_ema', 'model_ema') if use_ema else _ENTRIES
+    state = raw
+    if isinstance(raw, dict) and not all(isinstance(v, Tensor) for v in raw.values()):
+        found = next((e for e in entries if isinstance(raw.get(e), dict)), None)
+        if found is None:
+            raise ValueError(
+                f'{where} has no {" or ".join(entries)}; it has {_shorten(map(str, raw))}'
+            )
+        state = raw[found]
+    elif use_ema:
+        raise ValueError(f'{where} holds nothing but one set of weights, use_ema finds no other')
+    tensors = isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())
+    if not state or not tensors:
+        raise ValueError(f'{where} holds no weights (a dict of tensors)')
+    return OrderedDict((k.removeprefix('module.'), v) for k, v in state.items())
+
+
+_ENTRIES = ('state_dict', 'model', 'state_dict_ema')
+
+
+def _has_backbone(state: dict, prefix: str) -> bool:
+    return any(k.startswith((f'{prefix}stem.', f'{prefix}patch_embed.')) for k in state)
+
+
+def _top(key: str) -> str:
+    parts = key.split('.')
+    return '.'.join(parts[: 2 if parts[0] == 'stages' else 1]) + '.*'
+
+
+def _shorten(names: Any, most: int = 6) -> str:
+    names = list(names)
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' * (len(names) > most))
+
+
+def save_atomically(content: Any, path: str | os.PathLike, force: bool = False) -> None:
+    """Writes a checkpoint that is either whole or not there.
+
+    Args:
+        content (Any): What to save.
+        path (str): Where.
+        force (bool): Replace a file that is there already. Defaults to False.
+    """
+    path = Path(path)
+    if path.exists() and not force:
+        raise FileExistsError(f'{path} exists already; give another name, or --force to replace it')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def convert_names(state: dict[str, Tensor], to: str) -> OrderedDict[str, Tensor]:
+    """Renames the parameters of our networks, wherever in a model they are.
+
+    Args:
+        state (dict): The state dict.
+        to (str): ``'ours'`` or ``'official'``.
+    """
+    if to not in ('ours', 'official'):
+        raise ValueError(f"to must be 'ours' or 'official', got {to!r}")
+    networks = find_networks(state, official=to == 'ours')
+    if not networks:
+        raise ValueError(
+            f'no FFNet with {"official" if to == "ours" else "our"} names in it; '
+            f'it has {_shorten(state)}'
+        )
+    if to == 'official' and any(f'{p}{n.our_start}weight' in state for p, n in networks.items()):
+        raise ValueError('it is re-parameterised: the official names have no such form')
+
+    def rename(key: str) -> str:
+        for prefix, names in networks.items():
+            if key.startswith(prefix):
+                translate = names.to_ours if to == 'ours' else names.to_official
+                return prefix + translate(key[len(prefix) :])
+        return key
+
+    return OrderedDict((rename(key), value) for key, value in state.items())
+
+
+def convert_file(
+    source: str, target: str | os.PathLike, to: str, force: bool = False, use_ema: bool = False
+) -> str:
+    """Converts a checkpoint file between official names and ours.
+
+    Args:
+        source (str): A file, an URL or a short name.
+        target (str): The file to write.
+        to (str): ``'ours'`` or ``'official'``.
+        force (bool): Replace ``target`` if it exists. Defaults to False.
+        use_ema (bool): Take the moving average of the weights. Defaults to False.
+
+    Returns:
+        str: What was done, for people.
+    """
+    if Path(target).exists() and not force:
+        raise FileExistsError(
+            f'{target} exists already; give another name, or --force to replace it'
+        )
+    raw = CheckpointLoader.load_checkpoint(str(source), 'cpu', logger='silent')
+    state = find_state_dict(raw, f'checkpoint {source}', use_ema)
+    try:
+        converted = convert_names(state, to)
+    except ValueError as error:
+        raise ValueError(f'checkpoint {source}: {error}') from None
+    meta = dict(mmffnet_version=__version__, converted_from=Path(str(source)).name)
+    save_atomically(dict(state_dict=converted, meta=meta), target, force)
+    kept = [key for key in converted if key in state]
+    report = (
+        f'{target}: {len(converted)} tensors, {len(converted) - len(kept)} renamed to {to} names'
+    )
+    return report + (f', kept {", ".join(dict.fromkeys(map(_top, kept)))}' if kept else '')

@@ -1,0 +1,175 @@
+"""FFNet backbones.
+
+Paper: MetaMixer Is All You Need, https://arxiv.org/abs/2406.02021. Original implementation:
+https://github.com/ysj9909/FFNet. Written anew from a description of the architecture; the official
+weights load as they are.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from mmengine.model import Sequential
+from mmengine.registry import MODELS
+from torch import nn
+
+from ..checkpoint import adopt_state_dict
+from ..official_names import FFNET_NAMES, FFNET_SEG_NAMES, NameMap
+from .metamixer import MetaMixer
+from .mixers import build_act
+from .reparam import ConvNorm, MultiBranchDWConv, NormConv
+
+
+def _variant(
+    depths: tuple,
+    channels: tuple,
+    channel_kernel: int,
+    stem_channels: int = 64,
+    layer_scale_init_value: float | None = None,
+) -> dict:
+    return dict(
+        depths=depths,
+        channels=channels,
+        stem_channels=stem_channels,
+        channel_mixer=dict(type='ConvFFN', kernel_size=channel_kernel),
+        layer_scale_init_value=layer_scale_init_value,
+    )
+
+
+@MODELS.register_module()
+class FFNet(MetaMixer):
+    """FFNet, a convolutional network with FFNified attention.
+
+    =========  ==============  ====================  =============  ===========
+    arch       blocks          channels              channel mixer  layer scale
+    =========  ==============  ====================  =============  ===========
+    ``nano``   1, 1, 3, 1      32, 64, 128, 256      3x3            no
+    ``ffnet1`` 2, 2, 8, 2      80, 160, 320, 640     3x3            no
+    ``ffnet2`` 3, 3, 15, 3     88, 176, 352, 704     7x7            no
+    ``ffnet3`` 4, 4, 22, 5     96, 192, 384, 768     7x7            yes
+    ``ffnet4`` 4, 4, 27, 3     128, 256, 512, 1024   7x7            yes
+    =========  ==============  ====================  =============  ===========
+
+    Token mixers have 3x3 kernels in the first two stages and 7x7 in the others. ``nano`` is not of
+    the paper: it is for trying things on a CPU.
+
+    Arguments: see :class:`~mmffnet.models.metamixer.MetaMixer`. In an arch dict each entry of
+    ``channels`` must be a multiple of the one before.
+
+    Note:
+        The layer scale starts at 1, as in the official dense-prediction backbones; the official
+        classifiers start it at 1e-6 (``layer_scale_init_value=1e-6``).
+
+    Example:
+        >>> import torch, mmffnet
+        >>> from mmengine.registry import MODELS
+        >>> backbone = MODELS.build(dict(type='FFNet', arch='nano')).eval()
+        >>> [tuple(x.shape) for x in backbone(torch.rand(1, 3, 64, 96))]
+        [(1, 32, 16, 24), (1, 64, 8, 12), (1, 128, 4, 6), (1, 256, 2, 3)]
+    """
+
+    arch_settings: ClassVar = {
+        'nano': _variant((1, 1, 3, 1), (32, 64, 128, 256), 3, stem_channels=32),
+        'ffnet1': _variant((2, 2, 8, 2), (80, 160, 320, 640), 3),
+        'ffnet2': _variant((3, 3, 15, 3), (88, 176, 352, 704), 7),
+        'ffnet3': _variant((4, 4, 22, 5), (96, 192, 384, 768), 7, layer_scale_init_value=1.0),
+        'ffnet4': _variant((4, 4, 27, 3), (128, 256, 512, 1024), 7, layer_scale_init_value=1.0),
+    }
+    arch_defaults: ClassVar = dict(
+        stem_channels=64,
+        token_mixer=[dict(type='FFNifiedAttention', kernel_size=k) for k in (3, 3, 7, 7)],
+        channel_mixer=dict(type='ConvFFN', kernel_size=7),
+        layer_scale_init_value=None,
+    )
+    official_names: ClassVar[NameMap] = FFNET_NAMES
+
+    def make_stem(self, in_channels: int, stem_channels: int, out_channels: int) -> nn.Module:
+        return Sequential(
+            OrderedDict(
+                conv1=ConvNorm(in_channels, stem_channels, 3, 2, norm_cfg=self.norm_cfg),
+                act=build_act(self.act_cfg),
+                conv2=ConvNorm(stem_channels, out_channels, 3, 2, norm_cfg=self.norm_cfg),
+            )
+        )
+
+    def make_downsample(self, in_channels: int, out_channels: int) -> nn.Module:
+        return Sequential(
+            OrderedDict(
+                spatial=MultiBranchDWConv(
+                    in_channels, 7, out_channels=out_channels, stride=2, norm_cfg=self.norm_cfg
+                ),
+                channel=NormConv(out_channels, out_channels, residual=True, norm_cfg=self.norm_cfg),
+            )
+        )
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        adopt_state_dict(self, state_dict, prefix, self.official_names)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@MODELS.register_module()
+class FFNetSeg(FFNet):
+    """The FFNet of whole segmentation systems, made for :class:`FFNetHead`.
+
+    ============  ===========  ==================  =============  ===========
+    arch          blocks       channels            channel mixer  layer scale
+    ============  ===========  ==================  =============  ===========
+    ``ffnetseg``  3, 4, 18, 5  96, 192, 384, 768   3x3            yes
+    ============  ===========  ==================  =============  ===========
+
+    Token mixers have 3x3 kernels in the first two stages and 9x9 in the others, everywhere with
+    row and column branches beside the square ones. The stem has four convolutions, downsampling is
+    dense. By default the maps of the last three stages are returned, without a norm.
+
+    Args:
+        arch (str or dict): As in :class:`FFNet`. Defaults to ``'ffnetseg'``.
+        out_indices (int or Sequence[int]): As in :class:`FFNet`. Defaults to ``(1, 2, 3)``.
+        out_norm_cfg (dict, optional): As in :class:`FFNet`. Defaults to None.
+        **kwargs: The other arguments of :class:`FFNet`.
+    """
+
+    arch_settings: ClassVar = {
+        'ffnetseg': dict(depths=(3, 4, 18, 5), channels=(96, 192, 384, 768)),
+    }
+    arch_defaults: ClassVar = dict(
+        stem_channels=64,
+        token_mixer=[
+            dict(type='FFNifiedAttention', kernel_size=k, branches='strips') for k in (3, 3, 9, 9)
+        ],
+        channel_mixer=dict(type='ConvFFN', kernel_size=3, expansion=4),
+        layer_scale_init_value=1e-5,
+    )
+    official_names: ClassVar[NameMap] = FFNET_SEG_NAMES
+
+    def __init__(
+        self,
+        arch: str | dict = 'ffnetseg',
+        *,
+        out_indices: int | Sequence[int] = (1, 2, 3),
+        out_norm_cfg: dict | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(arch, out_indices=out_indices, out_norm_cfg=out_norm_cfg, **kwargs)
+
+    def make_stem(self, in_channels: int, stem_channels: int, out_channels: int) -> nn.Module:
+        norm_cfg = self.norm_cfg
+        return Sequential(
+            OrderedDict(
+                conv1=ConvNorm(in_channels, stem_channels, 3, 2, norm_cfg=norm_cfg),
+                act1=build_act(self.act_cfg),
+                conv2=ConvNorm(stem_channels, stem_channels, 3, norm_cfg=norm_cfg),
+                act2=build_act(self.act_cfg),
+                conv3=ConvNorm(stem_channels, out_channels, 3, norm_cfg=norm_cfg),
+                conv4=ConvNorm(out_channels, out_channels, 3, 2, norm_cfg=norm_cfg),
+            )
+        )
+
+    def make_downsample(self, in_channels: int, out_channels: int) -> nn.Module:
+        middle = 2 * out_channels
+        return Sequential(
+            OrderedDict(
+                spatial=ConvNorm(in_channels, middle, 3, 2, norm_cfg=self.norm_cfg),
+                act=build_act(self.act_cfg),
+                channel=ConvNorm(middle, out_channels, 1, norm_cfg=self.norm_cfg),
+            )
+        )

@@ -1,0 +1,450 @@
+"""MetaMixer: the block of two residual mixers, and the staged backbone made of such blocks.
+
+Nothing here knows which mixers, stem or downsampling a network uses; `ffnet.py` says that.
+"""
+
+import contextlib
+import inspect
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.utils.checkpoint as cp
+from mmcv.cnn import build_norm_layer
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule, ModuleList, Sequential
+from mmengine.model.weight_init import update_init_info
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..checkpoint import load_pretrained
+from .mixers import build_act
+from .norm import CHANNEL_LAYER_NORM
+from .reparam import FusibleBlock, reparameterize
+
+#: A mixer's config, or one per stage; None or a dict without 'type' keeps (and updates) the default
+MixerCfg = dict | None | Sequence[dict | None]
+
+
+class LayerScale(nn.Module):
+    """Multiplies each channel by a learned factor.
+
+    Args:
+        channels (int): Number of channels.
+        init_value (float): Initial factor.
+    """
+
+    def __init__(self, channels: int, init_value: float):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((channels, 1, 1), float(init_value)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class MetaMixerBlock(BaseModule):
+    """Two residual units: ``x + token_mixer(x)``, then ``x + channel_mixer(x)``.
+
+    Each branch has its own layer scale and drop path.
+
+    Args:
+        channels (int): Channels in and out.
+        token_mixer (dict): Config of the token mixer.
+        channel_mixer (dict): Config of the channel mixer.
+        drop_path (float): Probability of dropping a branch. Defaults to 0.
+        layer_scale_init_value (float, optional): Initial layer scale; None for no layer scale.
+            Defaults to None.
+        post_act (bool): Put an activation after each addition. Defaults to False.
+        norm_cfg (dict, optional): Norm of the mixers. Defaults to None, which is batch norm.
+        act_cfg (dict, optional): Activation of the mixers. Defaults to None, which is GELU.
+        init_cfg (dict, optional): Initialisation. Defaults to None.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        token_mixer: dict,
+        channel_mixer: dict,
+        drop_path: float = 0.0,
+        layer_scale_init_value: float | None = None,
+        post_act: bool = False,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(init_cfg)
+
+        def scale() -> nn.Module:
+            if layer_scale_init_value is None:
+                return nn.Identity()
+            return LayerScale(channels, layer_scale_init_value)
+
+        defaults = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
+        self.token_mixer = build_mixer(token_mixer, channels, **defaults)
+        self.token_scale = scale()
+        self.channel_mixer = build_mixer(channel_mixer, channels, **defaults)
+        self.channel_scale = scale()
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.post_act = build_act(act_cfg) if post_act else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.post_act(x + self.drop_path(self.token_scale(self.token_mixer(x))))
+        return self.post_act(x + self.drop_path(self.channel_scale(self.channel_mixer(x))))
+
+
+def build_mixer(cfg: dict, channels: int, **defaults: Any) -> nn.Module:
+    """Builds a mixer from its config.
+
+    Args:
+        cfg (dict): ``type`` and the mixer's own arguments.
+        channels (int): Channels in and out.
+        **defaults: Arguments of the whole network; a mixer gets those that its signature names.
+    """
+    kwargs = dict(cfg)
+    mixer = kwargs.pop('type')
+    if isinstance(mixer, str):
+        # the default scope's registry first: mixers may be registered in mmdet's, say
+        with MODELS.switch_scope_and_registry(None) as registry:
+            cls = registry.get(mixer)
+        if cls is None:
+            raise ValueError(
+                f'mixer {mixer!r} is not registered in MODELS: import the module that registers '
+                f'it (custom_imports), or use one of mmffnet.models.mixers'
+            )
+        mixer = cls
+    wanted = inspect.signature(mixer).parameters
+    kwargs = {**{k: v for k, v in defaults.items() if k in wanted}, **kwargs}
+    return mixer(channels=channels, **kwargs)
+
+
+class Stage(BaseModule):
+    """Downsampling (none in the first stage) and the blocks of one resolution.
+
+    Args:
+        downsample (nn.Module): Makes the stage's resolution and width.
+        blocks (list[MetaMixerBlock]): The blocks.
+        with_cp (bool): Recompute the blocks in the backward pass to save memory.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: list[MetaMixerBlock], with_cp: bool):
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = Sequential(*blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        if not (self.with_cp and self.training and torch.is_grad_enabled()):
+            return self.blocks(x)
+        for block in self.blocks:
+            x = cp.checkpoint(
+                block,
+                x,
+                use_reentrant=False,
+                context_fn=lambda block=block: (  # type: ignore[misc]
+                    contextlib.nullcontext(),
+                    _keep_statistics(block),
+                ),
+            )
+        return x
+
+
+@contextlib.contextmanager
+def _keep_statistics(module: nn.Module) -> Iterator[None]:
+    """Lets batch norms run without updating their statistics.
+
+    For the second forward pass of gradient checkpointing: the first one has updated them already.
+    The statistics are exchanged for copies, as the pass must otherwise be the same to autograd.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    buffers = [dict(norm._buffers) for norm in norms]
+    for norm, kept in zip(norms, buffers, strict=True):
+        norm._buffers.update({k: None if v is None else v.clone() for k, v in kept.items()})
+    try:
+        yield
+    finally:
+        for norm, kept in zip(norms, buffers, strict=True):
+            norm._buffers.update(kept)
+
+
+class MetaMixer(BaseModule):
+    """Backbone skeleton: a stem and stages of MetaMixer blocks, with multi-scale outputs.
+
+    Subclasses give the table of architectures (``arch_settings``), :meth:`make_stem` and
+    :meth:`make_downsample`.
+
+    Args:
+        arch (str or dict): A name in ``arch_settings`` or a dict with
+
+            - **depths** (list[int]): Blocks per stage.
+            - **channels** (list[int]): Channels per stage.
+            - and optionally, each with a default: **stem_channels** (int), **token_mixer** and
+              **channel_mixer** (dict, or list with a dict per stage), **layer_scale_init_value**
+              (float or None).
+        in_channels (int): Channels of the input image. Defaults to 3.
+        out_indices (int or Sequence[int]): Stages whose maps are returned, ascending. Stages
+            after the last one are not built. Defaults to ``(0, 1, 2, 3)``.
+        out_norm_cfg (dict, optional): Norm of each returned map (the next stage gets the map
+            without it). Defaults to LayerNorm over the channels, ``eps=1e-6``; None for none;
+            ``dict(type='BN')`` with ``out_indices=3`` is the classifier.
+        drop_path_rate (float): Drop path of the last block, growing linearly from 0 at the first.
+            Defaults to 0.2.
+        layer_scale_init_value (float, optional): Initial layer scale, 0 for no layer scale.
+            Defaults to None, which is what ``arch`` says.
+        token_mixer (dict or list, optional): Replaces the token mixers of ``arch``: one config for
+            all stages, or a list with one per stage, where None keeps the stage's own. A dict
+            without ``type`` changes arguments of the one that is there. Defaults to None.
+        channel_mixer (dict or list, optional): The same for the channel mixers. Defaults to None.
+        norm_cfg (dict): Norm of every convolution. Defaults to ``dict(type='BN')``.
+        act_cfg (dict): Activation. Defaults to ``dict(type='GELU')`` (exact).
+        frozen_stages (int): -1 freezes nothing, 0 the stem, k the stem and the first k stages.
+            Frozen parts keep weights and statistics. Defaults to -1.
+        norm_eval (bool): Keep batch norms in eval mode while training. Defaults to False.
+        with_cp (bool): Recompute blocks in the backward pass to save memory; gradients and
+            running statistics are the same. Defaults to False.
+        deploy (bool): Build the re-parameterised network; it loads checkpoints of both forms.
+            Defaults to False.
+        init_cfg (dict or list[dict], optional): ``dict(type='Pretrained', checkpoint=...)`` takes
+            a file, an URL or a short name (``mmffnet://ffnet2``), official or ours; see
+            :func:`mmffnet.load_pretrained` for its further arguments. Defaults to None: truncated
+            normal with std 0.02, biases 0.
+    """
+
+    arch_settings: ClassVar[dict[str, dict]] = {}
+    #: What an arch dict may leave out
+    arch_defaults: ClassVar[dict[str, Any]] = {}
+    #: The smallest input side that leaves something at every stage
+    min_size = 32
+
+    def __init__(
+        self,
+        arch: str | dict,
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        out_norm_cfg: dict | None = CHANNEL_LAYER_NORM,
+        drop_path_rate: float = 0.2,
+        layer_scale_init_value: float | None = None,
+        token_mixer: MixerCfg = None,
+        channel_mixer: MixerCfg = None,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        deploy: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ):
+        super().__init__(
+            init_cfg or [dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0)]
+        )
+        settings = self._settings(arch)
+        depths, channels = settings['depths'], settings['channels']
+        token_mixers = _per_stage('token_mixer', settings['token_mixer'], token_mixer, len(depths))
+        channel_mixers = _per_stage(
+            'channel_mixer', settings['channel_mixer'], channel_mixer, len(depths)
+        )
+        if layer_scale_init_value is None:
+            layer_scale_init_value = settings['layer_scale_init_value']
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate!r}')
+        if not isinstance(in_channels, int) or in_channels < 1:
+            raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
+
+        self.arch = arch if isinstance(arch, str) else 'custom'
+        self.in_channels = in_channels
+        self.norm_cfg, self.act_cfg = norm_cfg, act_cfg
+        self.norm_eval = norm_eval
+        self.out_indices = _check_out_indices(out_indices, len(depths))
+        num_stages = self.out_indices[-1] + 1
+        self.frozen_stages = frozen_stages
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= num_stages:
+            raise ValueError(
+                f'frozen_stages must be -1 (nothing), 0 (the stem) or 1..{num_stages} (the stem '
+                f'and that many stages), got {frozen_stages!r}'
+            )
+
+        self.depths = tuple(depths[:num_stages])
+        self.channels = tuple(channels[:num_stages])
+        self.out_channels = tuple(channels[i] for i in self.out_indices)
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist())
+        self.stem = self.make_stem(in_channels, settings['stem_channels'], channels[0])
+        self.stages = ModuleList()
+        for i in range(num_stages):
+            downsample = self.make_downsample(channels[i - 1], channels[i]) if i else nn.Identity()
+            blocks = [
+                MetaMixerBlock(
+                    channels[i],
+                    token_mixers[i],
+                    channel_mixers[i],
+                    drop_path=next(rates),
+                    layer_scale_init_value=layer_scale_init_value or None,
+                    norm_cfg=norm_cfg,
+                    act_cfg=act_cfg,
+                )
+                for _ in range(depths[i])
+            ]
+            self.stages.append(Stage(downsample, blocks, with_cp))
+        if out_norm_cfg is not None:
+            for i in self.out_indices:
+                self.add_module(f'norm{i}', build_norm_layer(out_norm_cfg, channels[i])[1])
+        if deploy:
+            reparameterize(self)
+        self._freeze_stages()
+
+    def make_stem(self, in_channels: int, stem_channels: int, out_channels: int) -> nn.Module:
+        """Builds the part that turns the image into the first stage's input."""
+        raise NotImplementedError(f'{type(self).__name__} must define make_stem()')
+
+    def make_downsample(self, in_channels: int, out_channels: int) -> nn.Module:
+        """Builds the part that halves the resolution before a stage."""
+        raise NotImplementedError(f'{type(self).__name__} must define make_downsample()')
+
+    @property
+    def deploy(self) -> bool:
+        """Whether the network is re-parameterised."""
+        return not any(isinstance(m, FusibleBlock) for m in self.modules())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        # shapes are a given in a traced or compiled graph, and a check there only adds guards
+        if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+            self._check_input(x)
+        x = self.stem(x)
+        outs = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                norm = getattr(self, f'norm{i}', None)
+                outs.append(x if norm is None else norm(x))
+        return tuple(outs)
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < self.min_size:
+            raise ValueError(
+                f'{type(self).__name__} takes (N, {self.in_channels}, H, W) with H and W of at '
+                f'least {self.min_size}, got {tuple(x.shape)}'
+            )
+
+    def init_weights(self) -> None:
+        """Initialises the weights; a ``Pretrained`` checkpoint must match or it is an error."""
+        if self.is_init:
+            return super().init_weights()  # says so in the log
+        kept = self.init_cfg  # type: ignore[has-type]
+        cfgs = [kept] if isinstance(kept, dict) else list(kept)
+        pretrained = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
+        self.init_cfg: Any = [cfg for cfg in cfgs if cfg not in pretrained]
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = kept
+        for cfg in pretrained:
+            load_pretrained(self, **{k: v for k, v in cfg.items() if k != 'type'})
+            if hasattr(self, '_params_init_info'):
+                update_init_info(self, init_info=f'Pretrained: {cfg["checkpoint"]}')
+        return None
+
+    def train(self, mode: bool = True) -> 'MetaMixer':
+        """Sets the training mode; frozen stages (and norms with ``norm_eval``) stay in eval."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for m in self.modules():
+                if isinstance(m, _BatchNorm):
+                    m.eval()
+        return self
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        for part in (self.stem, *self.stages[: self.frozen_stages]):
+            part.eval()
+            part.requires_grad_(False)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter, for layer-wise learning-rate decay.
+
+        The stem is layer 0. A stage is one layer, a long one (over 6 blocks) a layer for every
+        three blocks; its downsampling belongs to its first. Output norms, and whatever else is
+        not below ``prefix``, are the last layer.
+
+        Args:
+            param_name (str): Name of the parameter in the whole model.
+            prefix (str): The backbone's prefix in these names. Defaults to ''.
+
+        Returns:
+            tuple[int, int]: The layer, and the number of layers.
+        """
+        sizes = [-(-depth // 3) if depth > 6 else 1 for depth in self.depths]
+        num_layers = sum(sizes) + 2
+        path = param_name[len(prefix) :].split('.') if param_name.startswith(prefix) else ['']
+        if path[0] == 'stem':
+            return 0, num_layers
+        if path[0] != 'stages':
+            return num_layers - 1, num_layers
+        stage = int(path[1])
+        first = 1 + sum(sizes[:stage])
+        if path[2] != 'blocks' or sizes[stage] == 1:
+            return first, num_layers
+        return first + int(path[3]) // 3, num_layers
+
+    @classmethod
+    def _settings(cls, arch: str | dict) -> dict:
+        if isinstance(arch, str):
+            if arch not in cls.arch_settings:
+                raise ValueError(
+                    f'{cls.__name__} has no arch {arch!r}; it has '
+                    f'{", ".join(cls.arch_settings)}, or takes a dict'
+                )
+            arch = cls.arch_settings[arch]
+        elif not isinstance(arch, dict):
+            raise ValueError(f'arch must be a name or a dict, got {type(arch).__name__}')
+        allowed = ['depths', 'channels', *cls.arch_defaults]
+        if not {'depths', 'channels'} <= set(arch) <= set(allowed):
+            raise ValueError(
+                f'an arch dict has depths and channels, and may have '
+                f'{", ".join(cls.arch_defaults)}; got {", ".join(map(str, arch)) or "nothing"}'
+            )
+        depths, channels = arch['depths'], arch['channels']
+        for key, values in (('depths', depths), ('channels', channels)):
+            if not (
+                isinstance(values, list | tuple)
+                and len(values) == 4
+                and all(isinstance(v, int) and v > 0 for v in values)
+            ):
+                raise ValueError(f'arch: {key} must be 4 positive integers, got {values!r}')
+        return {**cls.arch_defaults, **arch}
+
+
+def _check_out_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
+    indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    valid = all(isinstance(i, int) and -num_stages <= i < num_stages for i in indices)
+    resolved = tuple(i % num_stages for i in indices) if valid else ()
+    if not resolved or any(a >= b for a, b in itertools.pairwise(resolved)):
+        raise ValueError(
+            f'out_indices must be stages out of 0..{num_stages - 1} in ascending order, '
+            f'got {out_indices!r}'
+        )
+    return resolved
+
+
+def _per_stage(name: str, default: MixerCfg, override: MixerCfg, num_stages: int) -> list[dict]:
+    """Resolves a mixer argument to one config per stage."""
+
+    def spread(cfg: MixerCfg) -> list[dict | None]:
+        if cfg is None or isinstance(cfg, dict):
+            return [cfg] * num_stages
+        if len(cfg) != num_stages or not all(c is None or isinstance(c, dict) for c in cfg):
+            raise ValueError(
+                f'{name} must be a dict or a list of {num_stages} (a dict or None per stage), '
+                f'got {cfg!r}'
+            )
+        return list(cfg)
+
+    resolved = []
+    for base, new in zip(spread(default), spread(override), strict=True):
+        cfg = new if new and 'type' in new else {**(base or {}), **(new or {})}
+        if 'type' not in cfg:
+            raise ValueError(f'{name}: {cfg!r} names no type')
+        resolved.append(cfg)
+    return resolved

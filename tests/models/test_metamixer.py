@@ -1,0 +1,290 @@
+"""The backbone skeleton: arguments, training modes, and what PyTorch does to modules."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmcv.cnn.bricks import DropPath
+from mmengine.registry import MODELS
+from torch import nn
+
+import mmffnet
+from mmffnet.models.metamixer import MetaMixerBlock
+
+TINY = dict(depths=[1, 1, 2, 1], channels=[8, 16, 32, 64], stem_channels=8)
+
+
+def build(arch=TINY, **kwargs):
+    kwargs.setdefault('drop_path_rate', 0.0)
+    return MODELS.build(dict(type='FFNet', arch=arch, **kwargs))
+
+
+def loss_of(outs):
+    return sum(out.square().mean() for out in outs)
+
+
+def assert_same(ours, theirs, **kwargs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, **kwargs)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    depths=st.lists(st.integers(1, 3), min_size=4, max_size=4),
+    first=st.integers(1, 4),
+    factors=st.lists(st.integers(1, 3), min_size=3, max_size=3),
+    out_indices=st.sets(st.integers(0, 3), min_size=1).map(sorted),
+    in_channels=st.integers(1, 4),
+)
+def test_any_arch(depths, first, factors, out_indices, in_channels):
+    channels = [first]
+    for factor in factors:
+        channels.append(channels[-1] * factor)
+    arch = dict(depths=depths, channels=channels, stem_channels=4)
+    backbone = build(arch, out_indices=out_indices, in_channels=in_channels).eval()
+    outs = backbone(torch.rand(1, in_channels, 33, 64))
+    expected = [(1, channels[i], -(-33 // 2 ** (i + 2)), 2 ** (4 - i)) for i in out_indices]
+    assert [tuple(out.shape) for out in outs] == expected
+    assert backbone.out_channels == tuple(channels[i] for i in out_indices)
+    # what no output needs is not there: nothing is left without a gradient
+    loss_of(backbone(torch.rand(2, in_channels, 64, 64))).backward()
+    assert all(p.grad is not None for p in backbone.parameters())
+
+
+def test_outputs_are_normalised_but_the_next_stage_gets_the_raw_map():
+    raw = build(out_norm_cfg=None).eval()
+    normed = build().eval()
+    assert normed.load_state_dict(raw.state_dict(), strict=False).unexpected_keys == []
+    x = torch.rand(1, 3, 64, 64)
+    for a, b in zip(raw(x), normed(x), strict=True):
+        expected = (a - a.mean(1, keepdim=True)) / (a.var(1, False, keepdim=True) + 1e-6).sqrt()
+        torch.testing.assert_close(b, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_drop_path_grows_linearly_over_all_blocks():
+    backbone = build('ffnet1', drop_path_rate=0.26)
+    blocks = [block for stage in backbone.stages for block in stage.blocks]
+    rates = [getattr(block.drop_path, 'drop_prob', 0.0) for block in blocks]
+    assert rates == pytest.approx([0.02 * j for j in range(14)], abs=1e-7)
+    assert isinstance(blocks[0].drop_path, nn.Identity)
+    # without the last stages the schedule of the others is the same
+    blocks = [
+        b
+        for stage in build('ffnet1', drop_path_rate=0.26, out_indices=1).stages
+        for b in stage.blocks
+    ]
+    assert blocks[-1].drop_path.drop_prob == pytest.approx(0.06)
+
+
+def test_a_dropped_sample_passes_unchanged():
+    block = MetaMixerBlock(
+        4, dict(type='Pooling'), dict(type='Pooling'), drop_path=0.5, layer_scale_init_value=0.3
+    ).train()
+    x = torch.rand(256, 4, 8, 8)
+    y = block(x)
+    dropped = (y == x).flatten(1).all(1)
+    assert 30 < int(dropped.sum()) < 98  # both branches dropped: a quarter of the samples
+    assert isinstance(block.drop_path, DropPath)
+    twice = x + 0.3 * block.token_mixer(x)
+    torch.testing.assert_close(block.eval()(x), twice + 0.3 * block.channel_mixer(twice))
+
+
+def test_post_activation():
+    plain = MetaMixerBlock(4, dict(type='Pooling'), dict(type='Pooling'))
+    post = MetaMixerBlock(4, dict(type='Pooling'), dict(type='Pooling'), post_act=True)
+    x = torch.rand(1, 4, 8, 8)
+    token = nn.functional.gelu(x + plain.token_mixer(x))
+    expected = nn.functional.gelu(token + plain.channel_mixer(token))
+    torch.testing.assert_close(post(x), expected)
+
+
+@pytest.mark.parametrize('frozen', [-1, 0, 1, 3, 4])
+def test_frozen_stages(frozen):
+    backbone = build(frozen_stages=frozen)
+    before = copy.deepcopy(backbone.state_dict())
+    backbone.train()
+    x = torch.rand(2, 3, 64, 64)
+    optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1)
+    loss_of(backbone(x)).backward()
+    optimizer.step()
+    frozen_names = ('stem',) * (frozen >= 0) + tuple(f'stages.{i}.' for i in range(frozen))
+    for name, value in backbone.state_dict().items():
+        changed = not torch.equal(value, before[name])
+        if name.startswith(frozen_names or ('nothing',)):
+            assert not changed, name
+        elif name.endswith(('running_mean', 'num_batches_tracked')):
+            assert changed, name
+    for name, param in backbone.named_parameters():
+        assert param.requires_grad != name.startswith(frozen_names or ('nothing',)), name
+
+
+def test_norm_eval():
+    backbone = build(norm_eval=True).train()
+    before = copy.deepcopy(dict(backbone.named_buffers()))
+    loss_of(backbone(torch.rand(2, 3, 64, 64))).backward()
+    assert backbone.training and before
+    assert all(torch.equal(v, before[k]) for k, v in backbone.named_buffers())
+    assert all(p.grad is not None for p in backbone.parameters())
+
+
+def test_checkpointing_keeps_gradients_and_statistics():
+    """BN would otherwise update its statistics in the recomputation again."""
+    plain, checkpointed = build(drop_path_rate=0.3), build(drop_path_rate=0.3, with_cp=True)
+    checkpointed.load_state_dict(plain.state_dict())
+    saved = []
+    for backbone in (plain, checkpointed):
+        kept = {}
+
+        def pack(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        backbone.train()
+        for step in range(2):
+            torch.manual_seed(step)
+            x = torch.rand(2, 3, 64, 64)
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+                loss = loss_of(backbone(x))
+            loss.backward()
+        saved.append(sum(kept.values()))
+    for (name, a), b in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad), name
+    for (name, a), b in zip(plain.named_buffers(), checkpointed.buffers(), strict=True):
+        assert torch.equal(a, b), name
+    # the counts say that each step was counted once
+    assert {int(v) for k, v in checkpointed.named_buffers() if k.endswith('tracked')} == {2}
+    assert saved[1] < 0.6 * saved[0]
+
+
+def test_norm_cfg_and_act_cfg_reach_every_layer():
+    norm_cfg = dict(type='BN', momentum=0.01, eps=2e-5)
+    backbone = build(
+        norm_cfg=norm_cfg,
+        act_cfg=dict(type='SiLU'),
+        token_mixer=[None, None, None, dict(type='SelfAttention')],
+    )
+    norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) > 20 and {(m.momentum, m.eps) for m in norms} == {(0.01, 2e-5)}
+    assert not any(isinstance(m, nn.GELU) for m in backbone.modules())
+    assert sum(isinstance(m, nn.SiLU) for m in backbone.modules()) == 1 + 5 + 4
+    syncbn = build(norm_cfg=dict(type='SyncBN', requires_grad=True))
+    assert any(isinstance(m, nn.SyncBatchNorm) for m in syncbn.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in syncbn.modules())
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(arch='ffnet9'), 'has no arch .ffnet9.; it has nano, ffnet1'),
+        (dict(arch=3), 'a name or a dict'),
+        (dict(arch=dict(depths=[1] * 4)), 'depths and channels'),
+        (dict(arch=dict(TINY, deep=1)), 'may have stem_channels'),
+        (dict(arch=dict(TINY, depths=[1, 1])), 'depths must be 4 positive integers'),
+        (dict(arch=dict(TINY, channels=[8, 16, 32, 0])), 'channels must be 4 positive integers'),
+        (dict(arch=dict(TINY, channels=[8, 12, 32, 64])), 'a multiple of its channels: 12'),
+        (dict(out_indices=(1, 4)), r'out_indices .*0\.\.3 .*\(1, 4\)'),
+        (dict(out_indices=(2, 1)), 'ascending'),
+        (dict(out_indices=()), 'out_indices'),
+        (dict(frozen_stages=5), r'frozen_stages must be -1'),
+        (dict(frozen_stages=2, out_indices=0), r'1\.\.1'),
+        (dict(drop_path_rate=1.0), 'drop_path_rate'),
+        (dict(in_channels=0), 'in_channels'),
+        (dict(token_mixer=[None, None]), 'token_mixer must be a dict or a list of 4'),
+        (dict(token_mixer=dict(type='Nothing')), "mixer 'Nothing' is not registered"),
+        (dict(channel_mixer=dict(kernel_size=4)), 'positive odd integer, got 4'),
+        (dict(channel_mixer=dict(branches='many')), 'branches must be one of'),
+        (dict(token_mixer=dict(type='SelfAttention')), 'multiple of head_dim'),
+        (dict(token_mixer=dict(type='Pooling', pool_size=2)), 'pool_size'),
+        (dict(deploy=True, norm_cfg=dict(type='GN', num_groups=2)), 'GroupNorm'),
+    ],
+)
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        build(**kwargs)
+
+
+@pytest.mark.parametrize('shape', [(1, 4, 64, 64), (1, 3, 31, 64), (1, 3, 64, 31), (3, 64, 64)])
+def test_bad_input(shape):
+    with pytest.raises(ValueError, match=r'takes \(N, 3, H, W\) with H and W of at least 32'):
+        build()(torch.rand(shape))
+
+
+@pytest.fixture(params=['unfused', 'fused', 'hybrid'])
+def backbone(request):
+    hybrid = dict(
+        token_mixer=[None, None, dict(type='Pooling'), dict(type='SelfAttention', head_dim=16)],
+        channel_mixer=dict(kernel_size=5),
+    )
+    model = build(**(hybrid if request.param == 'hybrid' else {}))
+    for m in model.modules():  # statistics that are not those of a new network
+        if isinstance(m, nn.BatchNorm2d):
+            m.running_mean.normal_(0, 0.1)
+            m.running_var.uniform_(0.5, 2)
+    if request.param == 'fused':
+        mmffnet.reparameterize(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_copy_pickle_trace_export(backbone):
+    x, other = torch.rand(2, 3, 64, 96), torch.rand(1, 3, 50, 70)
+    expected = backbone(x)
+    assert_same(copy.deepcopy(backbone)(x), expected)
+    assert_same(pickle.loads(pickle.dumps(backbone))(x), expected)  # noqa: S301
+    assert_same(torch.jit.trace(backbone, x)(x), expected)
+    auto = torch.export.Dim.AUTO
+    exported = torch.export.export(
+        backbone, (x,), dynamic_shapes={'x': {0: auto, 2: auto, 3: auto}}
+    )
+    assert_same(exported.module()(x), expected)
+    assert_same(exported.module()(other), backbone(other))
+
+
+@pytest.mark.parametrize('mode', ['train', 'eval'])
+def test_compiles_without_graph_breaks(backbone, mode):
+    """With the code generator left out: it takes a minute and is PyTorch's own affair."""
+    torch._dynamo.reset()
+    backbone.train(mode == 'train')
+    x = torch.rand(2, 3, 64, 64)
+    compiled = torch.compile(backbone, fullgraph=True, backend='aot_eager')
+    reference = copy.deepcopy(backbone)
+    loss_of(compiled(x)).backward()
+    loss_of(reference(x)).backward()
+    for a, b in zip(backbone.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+    assert_same(list(backbone.buffers()), list(reference.buffers()), rtol=1e-4, atol=1e-6)
+
+
+def test_channels_last_stays(backbone):
+    """No module hands on a map in another layout, in no form and in no direction."""
+    layouts = []
+
+    def look(module, args, out):
+        for tensor in out if isinstance(out, tuple) else (out,):
+            layouts.append((type(module).__name__, tensor.is_contiguous(memory_format=layout)))
+
+    for module in backbone.modules():
+        module.register_forward_hook(look)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        layouts.clear()
+        backbone.to(memory_format=layout)
+        backbone(torch.rand(1, 3, 96, 96).to(memory_format=layout))
+        assert len(layouts) > 20
+        # attention works on sequences, its layout is its own
+        assert not [name for name, same in layouts if not same and name != 'SelfAttention']
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast(backbone, dtype):
+    x = torch.rand(2, 3, 64, 64)
+    expected = backbone(x)
+    with torch.autocast('cpu', dtype=dtype):
+        outs = backbone(x)
+        loss_of(outs).backward()
+    for out, reference in zip(outs, expected, strict=True):
+        assert float((out.float() - reference).norm() / reference.norm()) < 0.05
+    assert all(p.grad.isfinite().all() for p in backbone.parameters())
