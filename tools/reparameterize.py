@@ -1,0 +1,29 @@
+"""Fold a trained model's batch norms and parallel branches, and write checkpoint and config.
+
+OUT gets the re-parameterised weights, the file of the same name ending in .py the config that loads
+them. The outputs are compared with the original model's before anything is written.
+"""
+
+from mmffnet_cli import Parser
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument('config', help='a config file, or the name of one that mmffnet ships')
+    parser.add_argument('checkpoint', help='its trained weights')
+    parser.add_argument('out', help='the checkpoint to write, such as deployed.pth')
+    parser.add_argument('--force', action='store_true', help='replace files that exist')
+    args = parser.parse_args()
+
+    from mmffnet.deploy import reparameterize_file
+    from mmffnet.engine.runner import UsageError, read_config
+
+    try:
+        cfg = read_config(args.config)
+        print(reparameterize_file(cfg, args.checkpoint, args.out, args.force))
+    except (UsageError, ValueError, OSError, RuntimeError) as error:
+        parser.error(str(error))
+
+
+if __name__ == '__main__':
+    main()
