@@ -4,9 +4,10 @@ import os
 import re
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from mmengine.logging import print_log
@@ -233,11 +234,26 @@ def save_atomically(content: Any, path: str | os.PathLike, force: bool = False) 
     path = Path(path)
     if path.exists() and not force:
         raise FileExistsError(f'{path} exists already; give another name, or --force to replace it')
+    with whole_file(path) as file:
+        torch.save(content, file)
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Opens a file for writing that appears under its name when it is complete, or not at all.
+
+    What is written goes to ``.<name>.<random>.tmp`` beside it, which only a killed process leaves
+    behind; a file that was there before is replaced at the end.
+
+    Args:
+        path (str): The file; its folder is made if need be.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
     try:
         with os.fdopen(handle, 'wb') as file:
-            torch.save(content, file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o666 & ~_umask())

@@ -29,6 +29,10 @@ __all__ = [
 @MODELS.register_module(name='FFNetHead')
 def _build_ffnet_head(**kwargs: Any) -> nn.Module:
     """Builds mmseg's FFNetHead, importing it (and mmseg) no sooner than a config asks for it."""
-    from .ffnet_head import FFNetHead
-
+    try:
+        from .ffnet_head import FFNetHead
+    except ImportError as error:
+        raise ImportError(
+            f'FFNetHead is a decode head for mmsegmentation, which cannot be imported: {error}'
+        ) from error
     return FFNetHead(**kwargs)

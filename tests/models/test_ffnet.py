@@ -174,6 +174,17 @@ def test_parameters_and_macs(arch):
         assert analysis.by_operator()['conv'] * 16 / 1e9 == pytest.approx(macs, abs=6e-4)
 
 
+@pytest.mark.parametrize(
+    ('arch', 'millions'),
+    [('ffnet1', 13.776), ('ffnet2', 27.208), ('ffnet3', 48.818), ('ffnet4', 79.869)],
+)
+def test_classifier_parameters(arch, millions):
+    backbone = build(arch, **CLASSIFIER)
+    head = torch.nn.Linear(backbone.out_channels[0], 1000)
+    parameters = [*backbone.parameters(), *head.parameters()]
+    assert round(sum(p.numel() for p in parameters) / 1e6, 3) == millions
+
+
 @pytest.mark.parametrize('registry', ['mmengine', 'mmdet', 'mmseg', 'mmpretrain'])
 def test_every_registry_builds_it(registry):
     models = pytest.importorskip(f'{registry}.registry').MODELS

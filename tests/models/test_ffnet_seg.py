@@ -174,7 +174,7 @@ def test_init_cfg_loads_the_official_pretraining(deploy, tmp_path, caplog):
     backbone.init_weights()
     logger.removeHandler(caplog.handler)
     assert 'not in this network: head1.*, head2.*' in caplog.text
-    assert not [r for r in caplog.records if r.levelname != 'INFO']
+    assert not [r for r in caplog.records if r.levelname in ('WARNING', 'ERROR')]
     x = official.make_input(64, 64).float()
     expected, _ = official.forward(state, x)
     for name, out in levels(backbone, x).items():

@@ -207,7 +207,9 @@ def test_whole_segmentor_and_its_deploy_config(tmp_path):
         assert_same([fused(x)], [expected])
         for source in (segmentor, fused):
             torch.save({'state_dict': source.state_dict()}, tmp_path / 'checkpoint.pth')
-            deployed = mmseg.MODELS.build(dict(model, type='Reparameterized', original=model['type']))
+            deployed = mmseg.MODELS.build(
+                dict(model, type='Reparameterized', original=model['type'])
+            )
             deployed.double().eval()
             load_checkpoint(deployed, str(tmp_path / 'checkpoint.pth'), strict=True)
             assert_same([deployed(x)], [expected])

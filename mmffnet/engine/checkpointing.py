@@ -1,0 +1,280 @@
+"""Checkpoints that are whole, and training that can be stopped and killed at any moment."""
+
+import logging
+import re
+import signal
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, barrier, is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ..checkpoint import whole_file
+
+#: Checkpoint of a training that was asked to stop; the next regular one replaces it
+STOPPED = 'stopped_iter_{}.pth'
+_UNFINISHED = re.compile(r'\.(last_checkpoint|.+\.pth)\.\w+\.tmp')
+_RESUMABLE = re.compile(r'(epoch|iter|stopped_iter)_\d+\.pth')
+
+
+class WholeFileBackend(LocalBackend):
+    """Local files that appear under their names when they are complete, or not at all.
+
+    In configs: ``backend_args=dict(backend='whole_file')``.
+    """
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        try:
+            with whole_file(filepath) as file:
+                file.write(obj)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f'cannot write {filepath} ({len(obj) / 2**20:.1f} MiB): {error.strerror}; '
+                'the checkpoints before it are as they were',
+            ) from error
+
+
+register_backend('whole_file', WholeFileBackend, force=True)
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook for runs that may be killed, stopped or out of disk space.
+
+    - Checkpoint files and ``last_checkpoint`` are whole if they exist, and an old checkpoint is
+      removed only when the new one is complete.
+    - On SIGTERM (which a cluster sends before it takes a machine away) and on Ctrl-C, every process
+      finishes its iteration (during validation: the validation and one more iteration), the main
+      one writes ``stopped_iter_<number>.pth``, and all of them exit with status 128 + signal (143
+      and 130). A second Ctrl-C interrupts at once.
+    - Resuming without naming a checkpoint (``resume=True``, ``load_from=None``) takes the newest
+      one that is whole.
+
+    Args:
+        *args: As for mmengine's CheckpointHook.
+        **kwargs: As for mmengine's CheckpointHook. With ``backend_args``, ``file_client_args`` or a
+            remote ``out_dir``, whether files are whole is up to that storage.
+    """
+
+    backend_args: dict | None
+    file_backend: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._local = not (
+            self.backend_args or self.file_client_args or '://' in str(self.out_dir or '')
+        )
+        if self._local:
+            self.backend_args = dict(backend='whole_file')
+        self._signal = 0
+        self._handlers: dict[int, Any] = {}
+        self._saved = -1  # the number of iterations in the newest checkpoint
+
+    def before_run(self, runner: Runner) -> None:
+        if runner._resume is True and runner._load_from is None:
+            runner._load_from = find_checkpoint(runner.work_dir)
+            runner._resume = runner._load_from is not None
+
+    def before_train(self, runner: Runner) -> None:
+        super().before_train(runner)
+        if self._local and is_main_process():
+            for folder in (self.out_dir, runner.work_dir):
+                for path in Path(folder).glob('.*.tmp'):
+                    if _UNFINISHED.fullmatch(path.name):  # of a killed process
+                        path.unlink(missing_ok=True)
+        for loop in (runner.train_loop, runner.val_loop):
+            if loop is not None:
+                loader = loop.dataloader
+                loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._handlers[number] = signal.signal(number, self._ask_to_stop)
+
+    def after_train(self, runner: Runner) -> None:
+        super().after_train(runner)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        super().after_train_iter(runner, *args, **kwargs)
+        # Gradients on their way to a step are in no checkpoint: wait for the step.
+        should_update = getattr(runner.optim_wrapper, 'should_update', lambda: True)
+        if self._everybody_stops() and should_update():
+            self._stop(runner)
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        if self._signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = number
+
+    def _everybody_stops(self) -> bool:
+        asked = torch.tensor(self._signal)
+        all_reduce(asked, 'max')
+        if asked:  # never set to 0: a signal may come at any moment
+            self._signal = int(asked)
+        return bool(asked)
+
+    def _stop(self, runner: Runner) -> None:
+        done = runner.iter + 1
+        if self._saved != done:
+            meta = dict(epoch=runner.epoch, iter=done)
+            self._save(runner, STOPPED.format(done), meta, by_epoch=False)
+        name, status = signal.Signals(self._signal).name, 128 + self._signal
+        runner.logger.warning(
+            f'{name}: stopped after iteration {done}, which {self.last_ckpt} holds; continue with '
+            f'--resume. Exit status {status}.'
+        )
+        barrier()  # launchers end all processes as soon as one is gone
+        raise SystemExit(status)
+
+    def _save(self, runner: Runner, filename: str, meta: dict, by_epoch: bool) -> None:
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        self._saved = meta['iter']
+        runner.save_checkpoint(
+            self.out_dir,
+            filename,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if is_main_process():
+            with whole_file(Path(runner.work_dir, 'last_checkpoint')) as file:
+                file.write(self.last_ckpt.encode())
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        expired = None
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                expired = self.keep_ckpt_ids.popleft()
+            self.keep_ckpt_ids.append(step)
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        self._save(runner, self.filename_tmpl.format(step), meta, self.by_epoch)
+        if not is_main_process():
+            return
+        if expired is not None:
+            name = self.filename_tmpl.format(expired)
+            _remove(self.file_backend, self.file_backend.join_path(self.out_dir, name))
+        if self._local:
+            for path in Path(self.out_dir).glob(STOPPED.format('*')):
+                path.unlink(missing_ok=True)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        with self._removing_last():
+            super()._save_best_checkpoint(runner, metrics)
+
+    @contextmanager
+    def _removing_last(self) -> Iterator[None]:
+        """Puts off what mmengine removes until what replaces it has been written."""
+        backend = self.file_backend
+        self.file_backend = lasting = _Lasting(backend)
+        try:
+            yield
+        finally:
+            self.file_backend = backend
+        current = [getattr(self, 'best_ckpt_path', None)]
+        current += getattr(self, 'best_ckpt_path_dict', {}).values()
+        for path in lasting.removed:
+            if path not in current:
+                _remove(backend, path)
+
+
+class _Lasting:
+    """A file backend that takes note of what is to be removed, and removes nothing."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.removed: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    def remove(self, path: str) -> None:
+        self.removed.append(path)
+
+    rmtree = remove
+
+
+def _remove(backend: Any, path: str) -> None:
+    if backend.isfile(path):
+        backend.remove(path)
+    elif backend.isdir(path):  # of DeepSpeed or FSDP
+        backend.rmtree(path)
+
+
+def _start_worker(init: Callable[[int], None] | None, worker: int) -> None:
+    """Keeps a data worker alive when a whole process group is asked to stop.
+
+    The main process finishes its iteration, which needs data, and ends its workers itself.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    if init is not None:
+        init(worker)
+
+
+def find_checkpoint(work_dir: str | Path) -> str | None:
+    """Finds what to resume from: the newest checkpoint of a work directory that is whole.
+
+    Args:
+        work_dir (str | Path): Where training wrote ``last_checkpoint`` and its checkpoints.
+
+    Returns:
+        str | None: The checkpoint, or None if there are none at all.
+
+    Raises:
+        RuntimeError: If there are checkpoints and all of them are damaged.
+    """
+    work_dir = Path(work_dir)
+    pointer = work_dir / 'last_checkpoint'
+    named = pointer.read_text(errors='replace').strip(' \n\0') if pointer.is_file() else ''
+    if '://' in named:
+        return named  # on a storage of its own, read when training resumes
+    candidates = []
+    if named:
+        path = Path(named)
+        candidates = [path if path.exists() else work_dir / path.name]
+    folders = {work_dir, *(path.parent for path in candidates)}
+    others = [p for f in folders for p in f.glob('*.pth') if _RESUMABLE.fullmatch(p.name)]
+    others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in dict.fromkeys(candidates + others):
+        problem = _find_damage(path)
+        if problem is None:
+            return str(path)
+        print_log(f'{path} {problem}: it is passed over', 'current', logging.WARNING)
+    if not candidates and not others:
+        return None
+    raise RuntimeError(
+        f'no checkpoint in {work_dir} is whole: start without resuming, or name a checkpoint'
+    )
+
+
+def _find_damage(path: Path) -> str | None:
+    if path.is_dir():
+        return None  # of DeepSpeed or FSDP
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()  # torch itself reads altered numbers without noticing
+    except FileNotFoundError:
+        return 'does not exist'
+    except OSError:
+        raise
+    except Exception as error:  # damage can look like anything
+        return f'is incomplete or damaged ({error})'
+    return f'is damaged (in its part {bad})' if bad else None

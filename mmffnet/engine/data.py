@@ -1,0 +1,150 @@
+"""Data that are missing, empty or broken: said early, by name, and never waited for."""
+
+from collections.abc import Callable, Iterator, Sequence, Sized
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from torch.utils.data import DataLoader
+
+#: What `tools/prepare_data.py` can fetch, by type of data set and the name of its folder
+_FETCHED = {
+    'CocoDataset': ('coco', 'coco'),
+    'CocoPanopticDataset': ('coco', 'coco'),
+    'ADE20KDataset': ('ade', 'ade20k'),
+    'CityscapesDataset': ('cityscapes', 'cityscapes'),
+}
+
+
+def find_missing_data(cfg: Config, *parts: str) -> str | None:
+    """Looks for the local files and folders that a config's data sets will want to read.
+
+    Args:
+        cfg (Config): The config.
+        *parts (str): 'train', 'val' or 'test'.
+
+    Returns:
+        str | None: What is missing, where it was looked for and how to get it; None if all is
+        there. Data that are made on first use are not missing.
+    """
+    missing: dict[str, list[str]] = {}
+    advice: dict[str, str] = {}
+    for part in parts:
+        for dataset in _innermost(cfg.get(f'{part}_dataloader')):
+            kind = str(dataset.get('type', '')).rpartition('.')[2]
+            root = str(dataset.get('data_root') or '')
+            if kind.startswith('Shapes') or '://' in root or dataset.get('backend_args'):
+                continue
+            folder = Path(root).expanduser()
+            names = _names(dataset)
+            lacking = [name for name in names if not (folder / name).exists()]
+            evaluators = cfg.get(f'{part}_evaluator') or []
+            for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+                # the evaluator's file is given as a whole, not below data_root
+                name = str(evaluator.get('ann_file') or '')
+                if name and '://' not in name and not Path(name).expanduser().exists():
+                    lacking.append(str(Path(name)).removeprefix(f'{Path(root)}/'))
+            if lacking or not folder.is_dir():
+                missing[root] = list(dict.fromkeys([*missing.get(root, []), *lacking]))
+                tag, name = _FETCHED.get(kind, ('', ''))
+                if name and tag in root.lower():
+                    advice[root] = name
+    reports = [_report(root, names, advice.get(root)) for root, names in missing.items()]
+    return '; '.join(reports) or None
+
+
+def _report(root: str, names: Sequence[str], fetched: str | None) -> str:
+    place = Path(root).expanduser()
+    if place.is_dir():
+        text = f"the data folder '{root}' ({place.resolve()}) lacks {', '.join(names)}"
+    else:
+        text = f"the data folder '{root}' does not exist (looked for {place.absolute()})"
+        text += f', which should hold {", ".join(names)}' if names else ''
+    link = f'link yours there: ln -s FOLDER {place}'
+    if fetched:
+        return f'{text}. `python tools/prepare_data.py {fetched}` gets them; or {link}'
+    return f'{text}. Put them there, or {link}'
+
+
+def _innermost(node: Any) -> Iterator[dict]:
+    """The data sets inside a data loader and the wrappers around them."""
+    if not isinstance(node, dict):
+        return
+    if isinstance(node.get('datasets'), list):
+        for dataset in node['datasets']:
+            yield from _innermost(dataset)
+    elif isinstance(node.get('dataset'), dict):
+        yield from _innermost(node['dataset'])
+    elif 'data_root' in node or 'ann_file' in node:
+        yield node
+
+
+def _names(dataset: dict) -> list[str]:
+    """Annotation file and folders of pictures, as the config gives them."""
+    prefix = dataset.get('data_prefix') or {}
+    values = [dataset.get('ann_file'), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
+    return [value for value in values if isinstance(value, str) and value and '://' not in value]
+
+
+def check_samples(runner: Any) -> None:
+    """Makes a runner refuse empty data sets, and name samples that cannot be loaded.
+
+    Samplers without end would look for the first sample of an empty data set forever.
+
+    Args:
+        runner (Runner): The runner, before it has built its data loaders.
+    """
+    runner.build_dataloader = partial(_build_dataloader, runner.build_dataloader)
+
+
+def _build_dataloader(build: Callable, *args: Any, **kwargs: Any) -> DataLoader:
+    loader = build(*args, **kwargs)
+    dataset = loader.dataset
+    if isinstance(dataset, Sized) and not len(dataset):
+        names = ('ann_file', 'data_prefix')
+        files = [f'{name} {value}' for name in names if (value := _get(dataset, name))]
+        classes = (_get(dataset, 'metainfo') or {}).get('classes') or ()
+        raise ValueError(
+            f'the data set {type(dataset).__name__} has no samples ({", ".join(files)}). '
+            f'Are its classes, {", ".join(classes[:5]) or "none"}'
+            f'{", ..." * (len(classes) > 5)}, called so in the annotations?'
+        )
+    name_bad_samples(dataset)
+    return loader
+
+
+def _get(dataset: Any, name: str) -> Any:
+    while not hasattr(dataset, name) and hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    return getattr(dataset, name, None)
+
+
+def name_bad_samples(dataset: Any) -> None:
+    """Makes errors in loading a sample say which one it is.
+
+    Args:
+        dataset (Dataset): Any data set with indices; gets torch's ``__getitems__``.
+    """
+    if not hasattr(dataset, '__getitems__'):
+        dataset.__getitems__ = partial(_load_samples, dataset)
+
+
+def _load_samples(dataset: Any, indices: Sequence[int]) -> list:
+    samples = []
+    for index in indices:
+        try:
+            samples.append(dataset[index])
+        except Exception as error:
+            raise RuntimeError(
+                f'cannot load sample {index} of {type(dataset).__name__}{_path(dataset, index)}: '
+                f'{type(error).__name__}: {error}'
+            ) from error
+    return samples
+
+
+def _path(dataset: Any, index: int) -> str:
+    try:
+        return f' ({dataset.get_data_info(index)["img_path"]})'
+    except Exception:  # not every data set has these, and there is an error to report already
+        return ''

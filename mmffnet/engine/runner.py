@@ -1,0 +1,323 @@
+"""From a command line to a runner: what ``tools/train.py`` and ``tools/test.py`` do.
+
+One pair of tools serves mmdet, mmseg and mmpretrain configs; where the three differ, the config's
+``default_scope`` decides.
+"""
+
+import argparse
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmffnet.paths import config_path
+
+from .checkpointing import find_checkpoint
+from .data import check_samples, find_missing_data
+
+_TTA_MODELS = {
+    'mmdet': dict(
+        type='mmdet.DetTTAModel',
+        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+    ),
+    'mmseg': dict(type='mmseg.SegTTAModel'),
+    'mmpretrain': dict(type='mmpretrain.AverageClsScoreTTA'),
+}
+_DUMP_METRICS = {'mmdet': 'mmdet.DumpDetResults', 'mmpretrain': 'DumpResults'}
+
+
+class UsageError(ValueError):
+    """A mistake in what the user asked for, which the tools report in one line."""
+
+
+def read_config(
+    config: str,
+    cfg_options: Sequence[str] = (),
+    work_dir: str | None = None,
+    launcher: str = 'none',
+) -> Config:
+    """Read a config and apply what the command line says about it.
+
+    Args:
+        config (str): A file, or the name of a config that mmffnet ships.
+        cfg_options (Sequence[str]): Settings to override, as 'key=value'. Defaults to ().
+        work_dir (str, optional): Where logs and checkpoints go. If None, the config's own
+            ``work_dir``, or else ``work_dirs/<name of the config>``. Defaults to None.
+        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'. Defaults to 'none'.
+
+    Raises:
+        UsageError: If the config cannot be found or read, or an option does not fit it.
+    """
+    try:
+        path = config if Path(config).is_file() else config_path(config)
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no config file '{config}', and {error}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'pkg_resources is deprecated')  # by mmengine, often
+            cfg = Config.fromfile(path)
+    except Exception as error:  # a config is code: anything can go wrong in it
+        raise UsageError(f'cannot read the config {path}: {_describe(error)}') from error
+    for option in cfg_options:
+        try:
+            cfg.merge_from_dict(_parse_option(option))
+        except Exception as error:  # mmengine checks neither the syntax nor the place of a setting
+            raise UsageError(
+                f"cannot apply --cfg-options '{option}': it must be key=value and fit the config "
+                f'({_describe(error)})'
+            ) from error
+    cfg.launcher = launcher
+    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(path).stem))
+    return cfg
+
+
+def train_config(
+    cfg: Config,
+    resume: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    compile: bool = False,
+) -> Config:
+    """Apply the options of ``tools/train.py`` to a config, in place.
+
+    The config also gets the hooks that make training robust: SafeCheckpointHook in the place of
+    mmengine's CheckpointHook, ExactResumeHook and FiniteLossHook.
+
+    Args:
+        cfg (Config): From :func:`read_config`.
+        resume (str, optional): 'auto' to continue from the newest whole checkpoint in the work
+            directory, if there is one, or a checkpoint file. Defaults to None.
+        amp (bool): Whether to train in mixed precision. Defaults to False.
+        auto_scale_lr (bool): Whether to scale the learning rate with the batch size. Defaults
+            to False.
+        compile (bool): Whether to compile backbone and neck. Defaults to False.
+
+    Raises:
+        UsageError: If data are missing, or an option does not fit the config.
+    """
+    _check_data(cfg, 'train', 'val')
+    if amp:
+        if get_device() in ('cpu', 'mps'):
+            raise UsageError('--amp needs a GPU: mmengine trains in full precision elsewhere')
+        wrapper = cfg.get('optim_wrapper', {})
+        if wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise UsageError(f'--amp does not go with the optim_wrapper {wrapper["type"]}')
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+    if auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise UsageError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
+        cfg.auto_scale_lr.enable = True
+    if resume is not None:
+        _resume(cfg, resume)
+    _add_training_hooks(cfg)
+    if compile:
+        _add_hook(cfg, 'CompileHook')
+    return cfg
+
+
+def test_config(
+    cfg: Config,
+    checkpoint: str,
+    out: str | None = None,
+    show: bool = False,
+    show_dir: str | None = None,
+    wait_time: float = 2.0,
+    tta: bool = False,
+    fuse: bool = False,
+    compile: bool = False,
+) -> Config:
+    """Apply the options of ``tools/test.py`` to a config, in place.
+
+    Args:
+        cfg (Config): From :func:`read_config`.
+        checkpoint (str): A file, or an address that mmengine or mmffnet knows how to read.
+        out (str, optional): Where to keep the predictions: a folder for mmseg, a .pkl file
+            otherwise. Defaults to None.
+        show (bool): Whether to show the predictions in a window. Defaults to False.
+        show_dir (str, optional): A folder for painted predictions. Defaults to None.
+        wait_time (float): Seconds that each window stays. Defaults to 2.0.
+        tta (bool): Whether to average over augmented inputs; flipping only, unless the config
+            has a ``tta_pipeline``. Defaults to False.
+        fuse (bool): Whether to re-parameterise the model first. Defaults to False.
+        compile (bool): Whether to compile backbone and neck. Defaults to False.
+
+    Raises:
+        UsageError: If data are missing, or an option does not fit the config.
+    """
+    cfg.load_from = _checkpoint(checkpoint)
+    _check_data(cfg, 'test')
+    if tta:
+        _use_tta(cfg)
+    if show or show_dir:
+        _show_predictions(cfg, show, show_dir, wait_time)
+    if out:
+        _keep_predictions(cfg, out)
+    if fuse:
+        # A checkpoint's weights are the averaged ones, and a fused model has nothing to swap with.
+        hooks = cfg.get('custom_hooks') or []
+        cfg.custom_hooks = [h for h in hooks if not str(_type(h)).endswith('EMAHook')]
+        _add_hook(cfg, 'FuseHook')
+    if compile:
+        _add_hook(cfg, 'CompileHook')
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner that the config asks for."""
+    if cfg.get('launcher', 'none') != 'none' and get_device() == 'cpu':
+        _distribute_on_cpu(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    check_samples(runner)
+    return runner
+
+
+def _describe(error: Exception) -> str:
+    """The first line that says something, after the type unless that is all there is."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
+
+
+def _parse_option(option: str) -> dict[str, Any]:
+    namespace = argparse.Namespace()
+    DictAction(['--cfg-options'], 'options')(argparse.ArgumentParser(), namespace, [option])
+    return namespace.options
+
+
+def _checkpoint(name: str) -> str:
+    if '://' not in name and not Path(name).expanduser().is_file():
+        raise UsageError(f"there is no checkpoint file '{name}'")
+    return name
+
+
+def _dataset(cfg: Config, part: str) -> ConfigDict:
+    """The innermost data set of a data loader: wrappers hold theirs in ``dataset``."""
+    dataset = cfg.get(f'{part}_dataloader') or {}
+    while isinstance(dataset.get('dataset'), dict):
+        dataset = dataset['dataset']
+    return dataset
+
+
+def _check_data(cfg: Config, *parts: str) -> None:
+    missing = find_missing_data(cfg, *parts)
+    if missing:
+        raise UsageError(missing)
+
+
+def _resume(cfg: Config, resume: str) -> None:
+    if resume == 'auto':
+        try:
+            found = find_checkpoint(cfg.work_dir)
+        except RuntimeError as error:
+            raise UsageError(str(error)) from error
+        if found is None:
+            message = f'there is no checkpoint in {cfg.work_dir}: training starts anew'
+            print_log(message, 'current', logging.WARNING)
+            return
+        resume = found
+    cfg.resume, cfg.load_from = True, _checkpoint(resume)
+
+
+def _type(hook: Any) -> Any:
+    return hook.get('type') if isinstance(hook, dict) else type(hook)
+
+
+def _add_hook(cfg: Config, name: str) -> None:
+    hooks = cfg.get('custom_hooks') or []
+    if name not in map(_type, hooks):
+        cfg.custom_hooks = [*hooks, dict(type=name)]
+    # The config that lies beside the checkpoints must find the hook in other tools, too.
+    imports = cfg.get('custom_imports') or dict(imports=[])
+    modules = imports['imports'] if isinstance(imports['imports'], list) else [imports['imports']]
+    if 'mmffnet' not in modules:
+        cfg.custom_imports = dict(imports, imports=['mmffnet', *modules])
+
+
+def _add_training_hooks(cfg: Config) -> None:
+    hooks = cfg.get('default_hooks') or {}
+    checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
+    if _type(checkpoint) in ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
+        checkpoint = dict(checkpoint, type='SafeCheckpointHook')
+    cfg.default_hooks = dict(hooks, checkpoint=checkpoint)
+    for name in ('ExactResumeHook', 'FiniteLossHook'):
+        _add_hook(cfg, name)
+
+
+def _distribute_on_cpu(cfg: Config) -> None:
+    """Several processes without GPUs: gloo, no SyncBN, and none of mmengine's calls to CUDA."""
+    if cfg.launcher != 'pytorch':
+        raise UsageError(f'--launcher {cfg.launcher} needs GPUs; --launcher pytorch does not')
+    if _replace_sync_bn(cfg.model):
+        print_log('SyncBN needs GPUs: BN takes its place', 'current', logging.WARNING)
+    wrapper = cfg.get('model_wrapper_cfg') or dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+
+
+def _replace_sync_bn(node: Any) -> bool:
+    children = node.values() if isinstance(node, dict) else node
+    if not isinstance(node, dict | list | tuple):
+        return False
+    found = any([_replace_sync_bn(child) for child in children])  # noqa: C419 - all of them
+    if isinstance(node, dict) and node.get('type') in ('SyncBN', 'MMSyncBN'):
+        node['type'], found = 'BN', True
+    return found
+
+
+def _use_tta(cfg: Config) -> None:
+    scope = cfg.get('default_scope')
+    dataset = _dataset(cfg, 'test')
+    if 'tta_model' not in cfg:
+        if scope not in _TTA_MODELS:
+            raise UsageError(f"--tta needs a tta_model in a config of the scope '{scope}'")
+        cfg.tta_model = _TTA_MODELS[scope]
+    if 'tta_pipeline' not in cfg:
+        *steps, pack = dataset.pipeline
+        # A list of keys made for plain testing would lose the flips, which must be undone.
+        pack = {key: value for key, value in pack.items() if key != 'meta_keys'}
+        flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]
+        cfg.tta_pipeline = [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def _show_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise UsageError('--show and --show-dir need default_hooks.visualization in the config')
+    scope = cfg.get('default_scope')
+    hook['enable' if scope == 'mmpretrain' else 'draw'] = True
+    hook.update(show=show, wait_time=wait_time)
+    if show_dir and scope == 'mmseg':
+        cfg.visualizer.save_dir = show_dir
+    elif show_dir:
+        hook['out_dir' if scope == 'mmpretrain' else 'test_out_dir'] = show_dir
+
+
+def _keep_predictions(cfg: Config, out: str) -> None:
+    evaluators = cfg.get('test_evaluator') or []
+    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    scope = cfg.get('default_scope')
+    if scope == 'mmseg':
+        for evaluator in evaluators:
+            evaluator['output_dir'] = out
+    elif out.endswith(('.pkl', '.pickle')):
+        metric = _DUMP_METRICS.get(scope, 'DumpResults')
+        evaluators = [*evaluators, dict(type=metric, out_file_path=out)]
+    else:
+        raise UsageError(f"--out must be a .pkl file for a config of this kind, not '{out}'")
+    cfg.test_evaluator = evaluators

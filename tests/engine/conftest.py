@@ -1,0 +1,27 @@
+"""Fixtures for trainings that are killed, stopped and resumed."""
+
+import importlib
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope='session')
+def toy() -> ModuleType:
+    """`tests/toy_training.py`, which processes can import, too."""
+    tests = str(Path(__file__).parents[1])
+    os.environ['PYTHONPATH'] = os.pathsep.join([tests, os.environ.get('PYTHONPATH', '')])
+    return importlib.import_module('toy_training')
+
+
+@pytest.fixture(scope='session')
+def undisturbed(toy, tmp_path_factory) -> dict[bool, Path]:
+    """Work directories of whole trainings: by epoch (True) and by iteration (False)."""
+    folders = {}
+    for by_epoch in (True, False):
+        folder = folders[by_epoch] = tmp_path_factory.mktemp('undisturbed')
+        child = toy.Child(folder / 'log', toy.toy_config(folder, by_epoch))
+        assert child.wait() == 0, child.text
+    return folders

@@ -1,0 +1,141 @@
+"""Trainings that are killed, stopped, out of disk space, and resumed."""
+
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+
+from mmffnet.engine import SafeCheckpointHook, find_checkpoint
+
+
+@pytest.mark.parametrize(
+    ('by_epoch', 'workers', 'point', 'iteration', 'what'),
+    [
+        (True, 0, 'before_train_iter', 5, ['kill']),
+        (True, 2, 'before_train_iter', 0, ['kill_while', 'writing', 3]),  # epoch_2.pth
+        (True, 0, 'before_train_iter', 0, ['kill_while', 'renamed', 3]),  # before last_checkpoint
+        (False, 0, 'before_train_iter', 0, ['kill_while', 'writing', 5]),  # the second best
+        (False, 2, 'before_val_iter', 8, ['kill']),
+        (False, 2, 'after_train_iter', 10, ['kill']),
+    ],
+    ids=['step', 'writing', 'renamed', 'writing-best', 'validation', 'later-step'],
+)
+def test_killed_and_resumed_ends_the_same(
+    toy, undisturbed, tmp_path, by_epoch, workers, point, iteration, what
+):
+    log, (action, *details) = tmp_path / 'log', what
+    hook = toy.At(point, iteration, getattr(toy, action), *details)
+    killed = toy.Child(log, toy.toy_config(tmp_path, by_epoch, workers), None, hook)
+    assert killed.wait() == -signal.SIGKILL, killed.text
+    assert find_checkpoint(tmp_path) is not None
+    resumed = toy.Child(log, toy.toy_config(tmp_path, by_epoch, workers), 'auto')
+    assert resumed.wait() == 0, resumed.text
+    expected = toy.end_state(undisturbed[by_epoch])
+    assert len(expected) > 500
+    assert toy.differences(expected, toy.end_state(tmp_path)) == []
+    assert list(tmp_path.glob('.*.tmp')) == []
+
+
+@pytest.mark.parametrize(
+    ('by_epoch', 'number'), [(True, signal.SIGTERM), (False, signal.SIGINT)], ids=['term', 'int']
+)
+def test_stopped_by_a_signal(toy, undisturbed, tmp_path, by_epoch, number):
+    log, here = tmp_path / 'log', tmp_path / 'here'
+    hook = toy.At('before_train_iter', 4, toy.await_signal, number, here)  # amid the second epoch
+    child = toy.Child(log, toy.toy_config(tmp_path, by_epoch, 2), None, hook)
+    child.wait_for(here)
+    child.signal(number)
+    assert child.wait() == 128 + number, child.text
+    assert f'{number.name}: stopped after iteration 5, which' in child.text
+    newest = find_checkpoint(tmp_path)
+    assert newest == str(tmp_path / ('stopped_iter_5.pth' if by_epoch else 'iter_5.pth'))
+
+    resumed = toy.Child(log, toy.toy_config(tmp_path, by_epoch, 2), 'auto')
+    assert resumed.wait() == 0, resumed.text
+    ended = toy.end_state(tmp_path)
+    assert toy.differences(toy.end_state(undisturbed[by_epoch]), ended) == []
+    assert list(tmp_path.glob('stopped*')) == []
+
+
+def test_second_interrupt_is_immediate():
+    hook = SafeCheckpointHook()
+    hook._ask_to_stop(signal.SIGINT, None)
+    hook._ask_to_stop(signal.SIGTERM, None)
+    with pytest.raises(KeyboardInterrupt):
+        hook._ask_to_stop(signal.SIGINT, None)
+
+
+def test_no_space_left(toy, tmp_path):
+    hook = toy.At('before_train_epoch', 3, toy.limit_file_size, 100_000)
+    cfg = toy.toy_config(tmp_path, **{'default_hooks.checkpoint.max_keep_ckpts': 1})
+    child = toy.Child(tmp_path / 'log', cfg, None, hook)
+    assert child.wait() == 1
+    assert f'cannot write {tmp_path}/epoch_2.pth (' in child.text
+    assert 'File too large; the checkpoints before it are as they were' in child.text
+    assert find_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')
+    assert [path.name for path in tmp_path.glob('*.pth*')] == ['epoch_1.pth']
+    assert list(tmp_path.glob('.*.tmp')) == []
+
+
+def test_damaged_checkpoint_in_any_config(toy, undisturbed, tmp_path):
+    """By the hooks' names, with mmengine's own way to resume."""
+    shutil.copytree(undisturbed[True], tmp_path, dirs_exist_ok=True)
+    damaged = tmp_path / 'epoch_4.pth'
+    os.truncate(damaged, damaged.stat().st_size // 2)
+    (tmp_path / 'last_checkpoint').write_text(str(damaged))
+    cfg = toy.toy_config(tmp_path, **{'default_hooks.checkpoint.type': 'SafeCheckpointHook'})
+    cfg.custom_hooks += [dict(type='ExactResumeHook')]
+    cfg.resume = True
+    child = toy.Child(tmp_path / 'log', cfg, 'plain')
+    assert child.wait() == 0, child.text
+    assert f'{damaged} is incomplete or damaged' in child.text
+    expected = toy.end_state(undisturbed[True])
+    assert toy.differences(expected, toy.end_state(tmp_path)) == []
+
+
+@pytest.fixture
+def work_dir(tmp_path):
+    """Three checkpoints, the newest of them with the lowest number."""
+    for age, number in enumerate((3, 2, 1)):
+        path = tmp_path / f'epoch_{number}.pth'
+        torch.save(dict(weight=torch.rand(1000), number=number), path)
+        os.utime(path, (age, age))
+    torch.save({}, tmp_path / 'best_score_epoch_3.pth')
+    torch.save({}, tmp_path / 'exported.pth')
+    return tmp_path
+
+
+def test_find_checkpoint(work_dir):
+    assert find_checkpoint(work_dir / 'nothing_here') is None
+    assert find_checkpoint(work_dir) == str(work_dir / 'epoch_1.pth')
+    pointer = work_dir / 'last_checkpoint'
+    for text in (f'{work_dir}/epoch_2.pth', f'{work_dir}/epoch_2.pth\n', '/moved/epoch_2.pth'):
+        pointer.write_text(text)
+        assert find_checkpoint(work_dir) == str(work_dir / 'epoch_2.pth')
+    for text in ('', '\0\0\0', '/gone/epoch_9.pth'):
+        pointer.write_text(text)
+        assert find_checkpoint(work_dir) == str(work_dir / 'epoch_1.pth')
+    pointer.write_text('s3://bucket/epoch_4.pth')
+    assert find_checkpoint(work_dir) == 's3://bucket/epoch_4.pth'
+
+
+def test_find_checkpoint_passes_over_damage(work_dir):
+    first, second, third = (work_dir / f'epoch_{number}.pth' for number in (1, 2, 3))
+    content = bytearray(first.read_bytes())
+    content[len(content) // 2] ^= 1  # amid the numbers: torch.load does not notice
+    first.write_bytes(content)
+    assert isinstance(torch.load(first), dict)
+    assert find_checkpoint(work_dir) == str(second)
+    second.write_bytes(second.read_bytes()[:-10])
+    assert find_checkpoint(work_dir) == str(third)
+    third.write_bytes(b'')
+    with pytest.raises(RuntimeError, match='is whole: start without'):
+        find_checkpoint(work_dir)
+
+
+def test_directories_of_other_strategies_are_left_to_them(work_dir):
+    (work_dir / 'iter_4').mkdir()
+    (work_dir / 'last_checkpoint').write_text(f'{work_dir}/iter_4')
+    assert find_checkpoint(work_dir) == str(work_dir / 'iter_4')

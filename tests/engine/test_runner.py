@@ -1,0 +1,131 @@
+"""What the tools' options do to configs of the three packages."""
+
+import copy
+import functools
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+from mmffnet.engine.runner import UsageError, read_config, test_config, train_config
+
+UPERNET = 'segmentation/upernet_ffnet2_ade20k.py'
+DETECTOR = 'detection/maskrcnn_ffnet2_coco.py'
+test_config.__test__ = False  # a function of ours, not a test
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / 'epoch_1.pth'
+    path.touch()
+    return str(path)
+
+
+read_once = functools.cache(read_config)  # takes a second each
+
+
+def read(name, **settings):
+    """A shipped config, its data elsewhere: nothing looks for them on this disk."""
+    cfg = copy.deepcopy(read_once(name))
+    for part in ('train', 'val', 'test'):
+        cfg[f'{part}_dataloader'].dataset.backend_args = dict(backend='petrel')
+    cfg.merge_from_dict(settings)
+    return cfg
+
+
+def test_read_config(tmp_path):
+    pytest.importorskip('mmdet')
+    cfg = read_config(DETECTOR, ['model.backbone.arch=ffnet1', 'model.neck.in_channels=1,2'])
+    assert cfg.model.backbone.arch == 'ffnet1'
+    assert cfg.model.neck.in_channels == [1, 2]
+    assert cfg.work_dir == 'work_dirs/maskrcnn_ffnet2_coco'
+    assert cfg.launcher == 'none'
+    assert read_config(DETECTOR, [], 'here', 'pytorch').work_dir == 'here'
+    mine = tmp_path / 'mine.py'
+    mine.write_text("work_dir = 'there'\n")
+    assert read_config(str(mine)).work_dir == 'there'
+
+
+def test_train_options(checkpoint):
+    pytest.importorskip('mmdet')
+    cfg = train_config(read(DETECTOR), checkpoint, auto_scale_lr=True)
+    assert (cfg.resume, cfg.load_from) == (True, checkpoint)
+    assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=16)
+    cfg = train_config(read(DETECTOR, load_from='x.pth'))
+    assert (cfg.resume, cfg.load_from) == (False, 'x.pth')
+
+
+def test_data_behind_a_wrapper_and_remote_data(tmp_path):
+    def check(**dataset):
+        train_config(Config(dict(train_dataloader=dict(dataset=dataset))))
+
+    check(data_root=str(tmp_path))
+    check(data_root='s3://bucket/data')
+    check(data_root='bucket/data', backend_args=dict(backend='petrel'))
+    check(type='ConcatDataset', datasets=[])
+    with pytest.raises(UsageError, match="'nowhere' does not exist"):
+        check(dataset=dict(dataset=dict(data_root='nowhere')))
+
+
+def test_options_of_test_for_mmdet(checkpoint):
+    pytest.importorskip('mmdet')
+    cfg = test_config(read(DETECTOR), checkpoint, out='out.pkl', show_dir='shown', wait_time=1.0)
+    assert cfg.load_from == checkpoint
+    assert cfg.test_evaluator[-1] == dict(type='mmdet.DumpDetResults', out_file_path='out.pkl')
+    assert cfg.test_evaluator[0].type == 'CocoMetric'
+    hook = cfg.default_hooks.visualization
+    assert (hook.draw, hook.show, hook.test_out_dir, hook.wait_time) == (True, False, 'shown', 1.0)
+
+
+def test_options_of_test_for_mmseg(checkpoint):
+    pytest.importorskip('mmseg')
+    cfg = test_config(
+        read(UPERNET), 'https://host.invalid/x.pth', out='maps', show=True, show_dir='d'
+    )
+    assert cfg.load_from == 'https://host.invalid/x.pth'
+    assert [metric.output_dir for metric in cfg.test_evaluator] == ['maps']
+    assert (cfg.default_hooks.visualization.draw, cfg.visualizer.save_dir) == (True, 'd')
+
+
+def test_options_of_test_for_mmpretrain(checkpoint):
+    cfg = Config(
+        dict(
+            default_scope='mmpretrain',
+            default_hooks=dict(visualization=dict(type='VisualizationHook')),
+            test_evaluator=[dict(type='Accuracy')],
+        )
+    )
+    cfg = test_config(cfg, checkpoint, out='out.pkl', show_dir='shown')
+    assert cfg.test_evaluator[-1] == dict(type='DumpResults', out_file_path='out.pkl')
+    hook = cfg.default_hooks.visualization
+    assert (hook.enable, hook.out_dir) == (True, 'shown')
+
+
+def test_tta_of_the_config_is_used(checkpoint):
+    pytest.importorskip('mmseg')
+    plain = read(UPERNET)
+    cfg = test_config(read(UPERNET), checkpoint, tta=True)
+    assert cfg.model.type == 'SegTTAModel'
+    assert cfg.model.module == plain.model
+    assert cfg.test_dataloader.dataset.pipeline == plain.tta_pipeline
+
+
+def test_tta_flips_by_default(checkpoint):
+    pytest.importorskip('mmdet')
+    from mmdet.registry import TRANSFORMS
+    from mmdet.utils import register_all_modules
+
+    register_all_modules(init_default_scope=False)
+    cfg = test_config(read(DETECTOR), checkpoint, tta=True)
+    assert cfg.model.type == 'mmdet.DetTTAModel'
+    assert cfg.model.module.type == 'MaskRCNN'
+    *_, augmentation = cfg.test_dataloader.dataset.pipeline
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    data = dict(img=image, img_shape=(4, 6), ori_shape=(4, 6), img_path='', img_id=0)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        packed = TRANSFORMS.build(augmentation)(dict(data, scale_factor=(1.0, 1.0)))
+    assert [sample.flip for sample in packed['data_samples']] == [False, True]
+    first, second = (picture.numpy() for picture in packed['inputs'])
+    assert (first == second[:, :, ::-1]).all()
+    assert (first == image.transpose(2, 0, 1)).all()
