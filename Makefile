@@ -1,17 +1,20 @@
-# make test | demo | lint. The first call makes .venv; `PYTHON=python3.11` chooses from what.
+# make test | demo | demo-seg | lint. The first call makes .venv; `PYTHON=python3.11` chooses from what.
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 READY := $(VENV)/.ready
 
-.PHONY: test demo lint
+.PHONY: test demo demo-seg lint
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 demo: $(READY)
-	$(VENV)/bin/python tools/demo.py $(DEMO_ARGS)
+	$(VENV)/bin/python tools/demo.py detection $(DEMO_ARGS)
+
+demo-seg: $(READY)
+	$(VENV)/bin/python tools/demo.py segmentation $(DEMO_ARGS)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,7 @@
+"""``python -m mmffnet``: the command ``mmffnet``, for launchers that take a module."""
+
+import sys
+
+from mmffnet_cli import main
+
+sys.exit(main())

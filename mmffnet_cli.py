@@ -1,0 +1,105 @@
+"""The command ``mmffnet``.
+
+It lies beside the package, not inside, because importing anything from the package imports torch
+and mmengine: ``--help`` and mistyped arguments should be answered at once, and ``mmffnet env`` must
+be able to say that one of the two is missing.
+"""
+
+import argparse
+import ast
+import fnmatch
+import runpy
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NoReturn
+
+TOOLS = {'train': 'train a model from a config', 'test': 'evaluate a checkpoint'}
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, with exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        one_line = ' '.join(message.split())
+        self.exit(2, f'{self.prog}: error: {one_line}\n')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in TOOLS:
+        _run_tool(argv[0], argv[1:])  # the tool has its own options, and its own --help
+        return 0
+    parser = Parser(prog='mmffnet', description='FFNet / MetaMixer backbones for OpenMMLab 2.x')
+    parser.add_argument('--version', action='version', version=f'mmffnet {_version()}')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for name, text in TOOLS.items():
+        commands.add_parser(name, help=f'{text} (options: mmffnet {name} --help)')
+    configs = commands.add_parser('configs', help='list the configs that come with mmffnet')
+    configs.add_argument(
+        'pattern', nargs='?', default='', help="such as 'upernet' or 'detection/*'"
+    )
+    commands.add_parser('env', help='versions, operators in use, and what is missing or mixed up')
+    args = parser.parse_args(argv)
+    return _print_environment() if args.command == 'env' else _list_configs(args.pattern)
+
+
+def _version() -> str:
+    try:
+        return version('mmffnet')
+    except PackageNotFoundError:
+        return '(not installed: run from a checkout)'
+
+
+def _paths() -> dict[str, Any]:
+    """What ``mmffnet.paths`` defines, without importing the package around it."""
+    return runpy.run_path(str(Path(__file__).with_name('mmffnet') / 'paths.py'))
+
+
+def _complain(message: str) -> int:
+    print(f'mmffnet: error: {message}', file=sys.stderr)
+    return 2
+
+
+def _run_tool(name: str, arguments: Sequence[str]) -> None:
+    tool = runpy.run_path(_paths()['tools_path'](f'{name}.py'))
+    tool['main'](arguments, prog=f'mmffnet {name}')
+
+
+def _list_configs(pattern: str) -> int:
+    paths = _paths()
+    wanted = pattern if any(sign in pattern for sign in '*?[') else f'*{pattern}*'
+    names = fnmatch.filter(paths['config_names'](), wanted)
+    if not names:
+        return _complain(f"no config matches '{pattern}': `mmffnet configs` lists all")
+    width = max(map(len, names))
+    for name in names:
+        tree = ast.parse(Path(paths['config_path'](name)).read_text(encoding='utf-8'))
+        summary = (ast.get_docstring(tree) or '').partition('\n')[0]
+        print(f'{name:{width}}  {summary}'.rstrip())
+    return 0
+
+
+def _print_environment() -> int:
+    try:
+        from mmffnet.compat import environment
+    except ImportError as error:
+        print(f'mmffnet  {_version()}\nproblem: mmffnet cannot be imported: {error}')
+        return 1
+    found = environment()
+    rows = {'mmffnet': _version(), **found['packages'], 'mmcv.ops': found['ops']}
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f'{name:{width}}  {value or "-"}')
+    optional = [text for text in found['problems'] if text.endswith('if you need it.')]
+    problems = [text for text in found['problems'] if text not in optional]
+    for text in optional:
+        print(f'note: {text}')
+    for text in problems:
+        print(f'problem: {text}')
+    return 1 if problems else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

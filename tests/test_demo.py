@@ -1,0 +1,122 @@
+"""The demos, much shortened, and their drawings."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmffnet import demo
+from mmffnet.datasets import PALETTE
+from mmffnet.engine.runner import UsageError
+
+ROOT = Path(__file__).parents[1]
+SHORT = {
+    'detection': ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1'],
+    'segmentation': ['train_cfg.max_iters=2', 'train_cfg.val_interval=2'],
+}
+METRICS = {'detection': ['bbox mAP', 'segm mAP'], 'segmentation': ['mIoU']}
+
+
+@pytest.mark.parametrize('task', SHORT)
+def test_demo(task, tmp_path, monkeypatch):
+    pytest.importorskip('mmdet' if task == 'detection' else 'mmseg')
+    monkeypatch.chdir(tmp_path)
+    options = [*SHORT[task], 'train_dataloader.batch_size=4', 'default_hooks.logger.interval=1']
+    for part in ('train', 'val', 'test'):
+        shapes = f'{part}_dataloader.dataset.shapes'
+        options += [f'{shapes}.train=8', f'{shapes}.val=6']
+    result = demo.run_demo(task, 'here', options)
+    for name in METRICS[task]:
+        assert 0 <= result[name] <= 1
+    text = demo.describe(result)
+    for name in ('pictures', 'curves', 'checkpoint'):
+        assert result[name].is_file() and f'{name}: {result[name]}' in text
+        assert tmp_path / 'here' in result[name].resolve().parents
+    for name in ('pictures', 'curves'):
+        picture = pixels(result[name])
+        assert min(picture.shape[:2]) > 300 and picture.std() > 10
+    # the true instances, or labels, are painted in their classes' colours
+    sheet = pixels(result['pictures'])[80:-80]
+    assert sum(share(sheet, colour) > 1e-4 for colour in PALETTE) >= 3
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert('RGB')).astype(int)
+
+
+def share(picture, colour, tolerance=40):
+    return (np.abs(picture - colour).max(axis=2) <= tolerance).mean()
+
+
+def test_detections_are_drawn_where_they_are(tmp_path):
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 20:50] = 1
+    grey = np.full((40, 60, 3), 128, np.uint8)
+    instances = [(mask, [20, 10, 30, 20], 2, '0.87')]
+    empty, full = demo._instances(grey, []), demo._instances(grey, instances)
+    path = tmp_path / 'sheet.png'
+    demo.draw_sheet([[empty, full]], ['one', 'two'], 'headline', path)
+    picture = pixels(path)
+    height, width = picture.shape[:2]
+    panels = picture[int(height * 0.25) : int(height * 0.8)]
+    left, right = panels[:, : width // 2], panels[:, width // 2 :]
+    assert share(left, PALETTE[2]) == 0 and share(right, PALETTE[2]) > 0.005
+    blend = 0.55 * 128 + 0.45 * np.array(PALETTE[2])
+    assert share(left, blend, 8) == 0 and share(right, blend, 8) > 0.1
+
+
+def test_labels_are_drawn_in_their_colours(tmp_path):
+    grey = np.full((40, 40, 3), 100, np.uint8)
+    labels = np.ones((40, 40), np.uint8)
+    labels[:20] = 6
+    path = tmp_path / 'sheet.png'
+    demo.draw_sheet([[demo._labels(grey), demo._labels(grey, labels)]], ['a', 'b'], 'h', path)
+    picture = pixels(path)
+    colour = 0.2 * 100 + 0.8 * np.array(PALETTE[4])
+    half = picture.shape[1] // 2
+    assert share(picture[:, :half], colour, 6) < 0.005 < 0.1 < share(picture[:, half:], colour, 6)
+
+
+def test_scalars(tmp_path):
+    lines = [
+        dict(lr=0.1, loss=4.0, loss_cls=3.0, acc=50.0, epoch=1, iter=5, step=5),
+        dict(lr=0.2, loss=2.0, loss_cls=1.0, acc=60.0, epoch=1, iter=10, step=10),
+        {'coco/bbox_mAP': 0.25, 'time': 1.0, 'step': 1},
+        dict(lr=0.1, loss=1.0, loss_cls=0.5, acc=70.0, epoch=2, iter=20, step=20),
+        {'coco/bbox_mAP': 0.5, 'time': 1.0, 'step': 2},
+    ]
+    path = tmp_path / 'scalars.json'
+    path.write_text('\n'.join(map(json.dumps, lines)))
+    training, validation = demo.read_scalars(path, ['coco/bbox_mAP'])
+    assert {name: points.tolist() for name, points in training.items()} == {
+        'lr': [[5, 0.1], [10, 0.2], [20, 0.1]],
+        'loss': [[5, 4], [10, 2], [20, 1]],
+        'loss_cls': [[5, 3], [10, 1], [20, 0.5]],
+    }
+    # validation is placed at the iteration at which its epoch ended
+    assert validation['coco/bbox_mAP'].tolist() == [[10, 0.25], [20, 0.5]]
+
+
+def test_scalars_of_a_loop_over_iterations(tmp_path):
+    lines = [dict(lr=0.1, loss=4.0, iter=2, step=2), dict(mIoU=30.0, step=2)]
+    path = tmp_path / 'scalars.json'
+    path.write_text('\n'.join(map(json.dumps, lines)))
+    assert demo.read_scalars(path, ['mIoU'])[1]['mIoU'].tolist() == [[2, 30]]
+
+
+def test_mistaken_option():
+    with pytest.raises(UsageError, match='nonsense'):
+        demo.run_demo('detection', None, ['nonsense'])
+
+
+def test_tool_runs_on_a_picture():
+    command = [sys.executable, str(ROOT / 'tools' / 'demo.py'), 'features', '--arch', 'nano']
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 'level 3: shape (1, 256, 8, 8), stride 32' in done.stdout
+    done = subprocess.run([*command, 'nowhere.jpg'], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and 'there is no picture nowhere.jpg' in done.stderr

@@ -1,0 +1,61 @@
+"""Evaluate a checkpoint of a detector, segmentor or classifier with its config."""
+
+import os
+from collections.abc import Sequence
+
+from mmffnet_cli import Parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    parser = Parser(prog=prog, description=__doc__)
+    parser.add_argument('config', help='a config file, or the name of one that mmffnet ships')
+    parser.add_argument('checkpoint', help='a checkpoint file or address')
+    parser.add_argument('--work-dir', metavar='DIR', help='where logs and metrics go')
+    parser.add_argument(
+        '--out', metavar='PATH', help='keep the predictions: a folder for mmseg, else a .pkl file'
+    )
+    parser.add_argument('--show', action='store_true', help='show the predictions in a window')
+    parser.add_argument('--show-dir', metavar='DIR', help='save painted predictions')
+    parser.add_argument(
+        '--wait-time', type=float, default=2.0, metavar='S', help='seconds for each window'
+    )
+    parser.add_argument('--tta', action='store_true', help='average over augmented inputs')
+    parser.add_argument('--fuse', action='store_true', help='re-parameterise the model first')
+    parser.add_argument('--compile', action='store_true', help='compile backbone and neck')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='override settings of the config; lists as key="[a,b]" or key=a,b',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', default='0', help='set by launchers')
+    args = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', args.local_rank)
+
+    try:
+        from mmffnet.engine import runner
+    except ImportError as error:
+        parser.error(f'mmffnet cannot be imported: {error}')
+    try:
+        cfg = runner.read_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+        runner.test_config(
+            cfg,
+            args.checkpoint,
+            args.out,
+            args.show,
+            args.show_dir,
+            args.wait_time,
+            args.tta,
+            args.fuse,
+            args.compile,
+        )
+        built = runner.build_runner(cfg)
+    except runner.UsageError as error:
+        parser.error(str(error))
+    built.test()
+
+
+if __name__ == '__main__':
+    main()

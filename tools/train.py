@@ -1,0 +1,55 @@
+"""Train a detector, segmentor or classifier from a config.
+
+SIGTERM and Ctrl-C end training after the current iteration, with a checkpoint and exit status 143
+or 130; --resume continues there. After a crash or SIGKILL it continues from the newest checkpoint.
+"""
+
+import os
+from collections.abc import Sequence
+
+from mmffnet_cli import Parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    parser = Parser(prog=prog, description=__doc__)
+    parser.add_argument('config', help='a config file, or the name of one that mmffnet ships')
+    parser.add_argument('--work-dir', metavar='DIR', help='where logs and checkpoints go')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='FILE',
+        help='continue from this checkpoint, or from the newest one in the work directory',
+    )
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size'
+    )
+    parser.add_argument('--compile', action='store_true', help='compile backbone and neck')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='override settings of the config; lists as key="[a,b]" or key=a,b',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', default='0', help='set by launchers')
+    args = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', args.local_rank)
+
+    try:
+        from mmffnet.engine import runner
+    except ImportError as error:
+        parser.error(f'mmffnet cannot be imported: {error}')
+    try:
+        cfg = runner.read_config(args.config, args.cfg_options, args.work_dir, args.launcher)
+        runner.train_config(cfg, args.resume, args.amp, args.auto_scale_lr, args.compile)
+        built = runner.build_runner(cfg)
+    except runner.UsageError as error:
+        parser.error(str(error))
+    built.train()
+
+
+if __name__ == '__main__':
+    main()
