@@ -1,0 +1,12 @@
+"""Semantic FPN with FFNet nano on the synthetic shapes: trains on a CPU in minutes."""
+
+_base_ = ['mmseg::_base_/models/fpn_r50.py', '../_base_/shapes_ade20k.py']
+
+norm_cfg = dict(type='BN')
+model = dict(
+    data_preprocessor=dict(size=(160, 160)),
+    pretrained=None,
+    backbone=dict(_delete_=True, type='FFNet', arch='nano', drop_path_rate=0.0),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, norm_cfg=norm_cfg),
+    decode_head=dict(in_channels=[64, 64, 64, 64], channels=64, num_classes=6, norm_cfg=norm_cfg),
+)
