@@ -1,0 +1,53 @@
+"""Fetch COCO, ADE20K or Cityscapes, check it, and lay it out where the configs look for it.
+
+What is there already is kept; an interrupted call is completed by the next one.
+"""
+
+from mmffnet_cli import Parser
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument('dataset', choices=['coco', 'ade20k', 'cityscapes'])
+    parser.add_argument(
+        '--root', default='data', metavar='DIR', help='the folder of all data sets (default: data)'
+    )
+    parser.add_argument(
+        '--archives',
+        metavar='DIR',
+        help='where the archives are, or are downloaded to (default: archives in the root)',
+    )
+    parser.add_argument(
+        '--no-checksum',
+        dest='checksum',
+        action='store_false',
+        help='accept archives of another size or checksum than the official ones',
+    )
+    parser.add_argument(
+        '--force', action='store_true', help="replace files that differ from the archives'"
+    )
+    args = parser.parse_args()
+
+    try:
+        from mmffnet.datasets.prepare import DATASETS, PreparationError, prepare
+    except ImportError as error:
+        parser.error(f'mmffnet cannot be imported: {error}')
+    try:
+        prepare(
+            DATASETS[args.dataset],
+            args.root,
+            args.archives,
+            checksum=args.checksum,
+            force=args.force,
+        )
+    except PreparationError as error:
+        problems = ''.join(f'{parser.prog}: error: {problem}\n' for problem in error.problems)
+        parser.exit(2, problems)
+    except OSError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(130, f'\n{parser.prog}: interrupted; run it again to continue\n')
+
+
+if __name__ == '__main__':
+    main()
