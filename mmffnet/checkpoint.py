@@ -87,23 +87,35 @@ def adopt_state_dict(
             name = last_norm + name.removeprefix('norm')
         state_dict[prefix + name] = state_dict.pop(key)
 
-    for key, value in own.items():
-        found = state_dict.get(prefix + key)
-        if key.endswith('channel_mixer.project.weight') and found is not None:
-            if found.shape != value.shape:
-                raise ValueError(
-                    f'the checkpoint holds another variant: {prefix}{key} is '
-                    f'{tuple(found.shape)} there and {tuple(value.shape)} in this '
-                    f'{type(network).__name__} (arch {getattr(network, "arch", "?")!r}, '
-                    f'channels {getattr(network, "channels", "?")})'
-                )
-            break
+    there = _variant({k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)})
+    here = _variant(own)
+    if any(there[stage] != here[stage] for stage in set(there) & set(here)):
+        raise ValueError(
+            f'the checkpoint holds another variant than {type(network).__name__} '
+            f'{getattr(network, "arch", "")}: below {prefix or "its root"} its blocks are '
+            f'{_describe(there)}, those of the network {_describe(here)}'
+        )
     first = f'{names.our_start}weight'
     if prefix + first in state_dict and first not in own:
         raise ValueError(
             'the checkpoint is re-parameterised (its batch norms are folded), the network is not: '
-            f'build the {type(network).__name__} with deploy=True, or load the original checkpoint'
+            f'build the {type(network).__name__} with deploy=True (a whole re-parameterised model '
+            "with type='Reparameterized', original=...), or load the original checkpoint"
         )
+
+
+def _variant(state: dict) -> dict[str, tuple[int, int]]:
+    """Number and width of the blocks of each stage."""
+    found: dict[str, tuple[int, int]] = {}
+    for key, value in state.items():
+        match = re.match(r'(stages\.\d+\.|)blocks\.\d+\.channel_mixer\.project\.weight$', key)
+        if match:
+            found[match[1]] = (found.get(match[1], (0, 0))[0] + 1, len(value))
+    return found
+
+
+def _describe(variant: dict[str, tuple[int, int]]) -> str:
+    return ', '.join(f'{count} of {width} channels' for count, width in variant.values())
 
 
 def load_pretrained(
@@ -157,8 +169,12 @@ def load_pretrained(
 
     missing = [k for k in result.missing_keys if not re.match(r'norm\d\.', k)]
     unexpected = [k for k in result.unexpected_keys if not leftover(k)]
-    total = len(model.state_dict())
-    matched = total - len(result.missing_keys)
+    # PyTorch makes up counts of batches that a file does not have
+    total, absent = (
+        len([k for k in keys if not k.endswith('num_batches_tracked')])
+        for keys in (model.state_dict(), result.missing_keys)
+    )
+    matched = total - absent
     problems = [
         f'{len(keys)} {what} ({_shorten(keys)})'
         for what, keys in (('missing', missing), ('unexpected', unexpected))
@@ -166,8 +182,8 @@ def load_pretrained(
     ]
     if problems and (strict or 2 * matched < total):
         raise ValueError(
-            f'{where} does not fit {name}: {matched} of {total} tensors found; '
-            f'{"; ".join(problems)}'
+            f'{where} does not fit {name}: {matched} of {total} tensors found below the prefix '
+            f'{prefix!r}; {"; ".join(problems)}'
         )
     report = f'{where}: loaded {matched} of {total} tensors into {name}'
     for what, keys in (
@@ -290,8 +306,14 @@ def convert_names(state: dict[str, Tensor], to: str) -> OrderedDict[str, Tensor]
     def rename(key: str) -> str:
         for prefix, names in networks.items():
             if key.startswith(prefix):
-                translate = names.to_ours if to == 'ours' else names.to_official
-                return prefix + translate(key[len(prefix) :])
+                name = key[len(prefix) :]
+                if to == 'ours':
+                    return prefix + names.to_ours(name)
+                # an output norm with statistics is the official classifier's only norm
+                last, _, rest = name.partition('.')
+                if re.fullmatch(r'norm\d', last) and f'{prefix}{last}.running_mean' in state:
+                    return f'{prefix}norm.{rest}'
+                return prefix + names.to_official(name)
         return key
 
     return OrderedDict((rename(key), value) for key, value in state.items())

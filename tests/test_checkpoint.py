@@ -117,7 +117,8 @@ def test_init_cfg_loads_every_kind_of_file(entry, prefix, names, source, tmp_pat
     assert_arrived(backbone, source)
     assert (backbone.norm2.weight == 1).all()
     (line,) = [r.getMessage() for r in log.records if 'weights.pth.tar: loaded' in r.getMessage()]
-    assert f'loaded {len(source)} of {len(source) + 8} tensors into FFNet' in line
+    count = len([k for k in source if not k.endswith('num_batches_tracked')])
+    assert f'loaded {count} of {count + 8} tensors into FFNet' in line
     assert 'new, not in the checkpoint: norm0.*, norm1.*, norm2.*, norm3.*' in line
     assert ('not in this network: norm.*, head.*' in line) == (names == 'official')
     assert not [r for r in log.records if r.levelno > logging.INFO]
@@ -281,12 +282,17 @@ def test_official_detector_loads_through_load_from(tmp_path):
     assert_arrived(target, state)
 
 
-def test_load_from_refuses_another_variant(source, tmp_path):
+@pytest.mark.parametrize(
+    ('arch', 'blocks'), [(WIDER, '1 of 16 channels'), (DEEPER, '3 of 32 channels')]
+)
+def test_load_from_refuses_another_variant(arch, blocks, source, tmp_path):
     model = nn.Module()
-    model.backbone = build(dict(TINY, channels=[16, 32, 64, 128]))
+    model.backbone = build(arch)
     state = {'backbone.' + k: v for k, v in official_classifier(source).items()}
     torch.save({'state_dict': state}, tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match=r'another variant: backbone\.stages.*\(8,.*\(16,'):
+    with pytest.raises(
+        ValueError, match=f'another variant .*backbone.*2 of 32 channels, .*{blocks}'
+    ):
         load_checkpoint(model, str(tmp_path / 'other.pth'))
 
 
@@ -330,6 +336,15 @@ def test_conversion_there_and_back_is_bit_exact(source, tmp_path):
     assert all(torch.equal(back[k], state[k]) for k in state)
 
 
+def test_a_classifier_gets_its_official_final_norm_back(source, tmp_path):
+    torch.save(official_classifier(source), tmp_path / 'official.pth')
+    backbone = build(out_indices=3, out_norm_cfg=dict(type='BN'))
+    load_pretrained(backbone, str(tmp_path / 'official.pth'))
+    converted = checkpoint.convert_names(backbone.state_dict(), 'official')
+    expected = {k for k in official_classifier(source) if not k.startswith('head.')}
+    assert set(converted) == expected
+
+
 def test_conversion_refuses_what_it_cannot_do(source, tmp_path):
     torch.save(source, tmp_path / 'ours.pth')
     with pytest.raises(ValueError, match=r'ours.pth: no FFNet with official names'):
@@ -356,7 +371,7 @@ def test_saving_is_atomic(tmp_path):
     before = path.read_bytes()
     with pytest.raises(FileExistsError):
         save_atomically({}, path)
-    with pytest.raises((AttributeError, TypeError, Exception), match='pickle'):
+    with pytest.raises(Exception, match=r'(?i)pickle'):
         save_atomically({'a': lambda: 0}, path, force=True)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ['a.pth']

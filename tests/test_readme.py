@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fvcore.nn import FlopCountAnalysis
+from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
@@ -104,7 +104,7 @@ def test_table_of_variants():
                 mmffnet.reparameterize(backbone)
             count = sum(p.numel() for p in backbone.parameters()) / 1e6
             assert float(params.split(' / ')[form]) == pytest.approx(count, abs=0.0051)
-            analysis = FlopCountAnalysis(backbone, torch.zeros(1, 3, 64, 64))
+            analysis = FlopAnalyzer(backbone, torch.zeros(1, 3, 64, 64))
             analysis.unsupported_ops_warnings(False)
             conv = analysis.by_operator()['conv'] * 16 / 1e9
             assert float(macs.split(' / ')[form]) == pytest.approx(conv, abs=0.0051)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
@@ -36,13 +36,24 @@ def reparameterize_file(
     """
     target = Path(target)
     config = target.with_suffix('.py')
+    if target == config:
+        raise ValueError(
+            f'{target} is to be the checkpoint: it cannot have the ending of its config'
+        )
+    if cfg.filename and config.resolve() == Path(cfg.filename).resolve():
+        raise ValueError(
+            f'{target} would put its config in the place of {cfg.filename}: give another name'
+        )
     for path in (target, config):
         if path.exists() and not force:
             raise FileExistsError(
                 f'{path} exists already; give another name, or --force to replace it'
             )
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model = MODELS.build(cfg.model).eval()
+    try:
+        model = MODELS.build(cfg.model).eval()
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f'cannot build the model of the config: {error}') from error
     raw = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
     try:
         model.load_state_dict(find_state_dict(raw, f'checkpoint {checkpoint}'))
@@ -66,8 +77,13 @@ def reparameterize_file(
     content = dict(meta=meta, state_dict=model.state_dict())
     deployed = copy.deepcopy(cfg)
     deployed.model.original, deployed.model.type = cfg.model.type, 'Reparameterized'
-    save_atomically(content, target, force)
+    # the config may have done without, as this tool imports mmffnet itself
+    imports = deployed.setdefault('custom_imports', ConfigDict(imports=[]))
+    if 'mmffnet' not in imports.imports:
+        imports.imports = [*imports.imports, 'mmffnet']
+    config.parent.mkdir(parents=True, exist_ok=True)
     deployed.dump(config)
+    save_atomically(content, target, force)
     return (
         f'{target} and {config}: outputs differ by {deviation:.1e} of the largest value in '
         f'float64; {before / 1e6:.3f} -> {after / 1e6:.3f} million parameters'
@@ -86,9 +102,10 @@ def compare(reference: nn.Module, other: nn.Module, size: tuple[int, int] = (128
     expected, outs = (_tensors(_forward(model, image)) for model in (reference, other))
     if not expected or [t.shape for t in expected] != [t.shape for t in outs]:
         return float('inf')
-    largest = max(float(t.abs().max()) for t in expected if t.numel())
-    differences = [(a - b).abs().max() for a, b in zip(expected, outs, strict=True) if a.numel()]
-    return float(torch.stack(differences).max()) / largest  # NaN stays NaN
+    a, b = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (expected, outs))
+    if not a.any():
+        raise RuntimeError('the model gives nothing but zeros on random data: nothing to compare')
+    return float((a - b).abs().max() / a.abs().max())  # NaN stays NaN
 
 
 def _forward(model: nn.Module, image: Tensor) -> Any:

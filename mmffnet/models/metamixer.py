@@ -5,7 +5,6 @@ Nothing here knows which mixers, stem or downsampling a network uses; `ffnet.py`
 
 import contextlib
 import inspect
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -20,12 +19,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoint import load_pretrained
+from .arch import (
+    MixerCfg,
+    check_count,
+    check_fraction,
+    resolve_arch,
+    resolve_mixers,
+    resolve_out_indices,
+)
 from .mixers import build_act
 from .norm import CHANNEL_LAYER_NORM
 from .reparam import FusibleBlock, reparameterize
-
-#: A mixer's config, or one per stage; None or a dict without 'type' keeps (and updates) the default
-MixerCfg = dict | None | Sequence[dict | None]
 
 
 class LayerScale(nn.Module):
@@ -111,7 +115,8 @@ def build_mixer(cfg: dict, channels: int, **defaults: Any) -> nn.Module:
         if cls is None:
             raise ValueError(
                 f'mixer {mixer!r} is not registered in MODELS: import the module that registers '
-                f'it (custom_imports), or use one of mmffnet.models.mixers'
+                f"it (custom_imports), or name its registry ('mmdet.{mixer}'), or use one of "
+                f'mmffnet.models.mixers'
             )
         mixer = cls
     wanted = inspect.signature(mixer).parameters
@@ -136,7 +141,9 @@ class Stage(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
-        if not (self.with_cp and self.training and torch.is_grad_enabled()):
+        # a compiler decides for itself what to keep and what to compute again
+        with_cp = self.with_cp and not torch.compiler.is_compiling()
+        if not (with_cp and self.training and torch.is_grad_enabled()):
             return self.blocks(x)
         for block in self.blocks:
             x = cp.checkpoint(
@@ -203,7 +210,8 @@ class MetaMixer(BaseModule):
             Frozen parts keep weights and statistics. Defaults to -1.
         norm_eval (bool): Keep batch norms in eval mode while training. Defaults to False.
         with_cp (bool): Recompute blocks in the backward pass to save memory; gradients and
-            running statistics are the same. Defaults to False.
+            running statistics are the same. Without effect under ``torch.compile``, which plans
+            its own memory. Defaults to False.
         deploy (bool): Build the re-parameterised network; it loads checkpoints of both forms.
             Defaults to False.
         init_cfg (dict or list[dict], optional): ``dict(type='Pretrained', checkpoint=...)`` takes
@@ -236,27 +244,34 @@ class MetaMixer(BaseModule):
         deploy: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ):
-        super().__init__(
-            init_cfg or [dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0)]
-        )
-        settings = self._settings(arch)
+        cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
+        self._pretrained = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
+        for cfg in self._pretrained:
+            if 'checkpoint' not in cfg:
+                raise ValueError(f'init_cfg: Pretrained needs a checkpoint, got {dict(cfg)!r}')
+        if len(cfgs) == len(self._pretrained):  # what a checkpoint leaves out is initialised too
+            cfgs.insert(0, dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0))
+        super().__init__(cfgs)
+        settings = resolve_arch(type(self).__name__, arch, self.arch_settings, self.arch_defaults)
         depths, channels = settings['depths'], settings['channels']
-        token_mixers = _per_stage('token_mixer', settings['token_mixer'], token_mixer, len(depths))
-        channel_mixers = _per_stage(
-            'channel_mixer', settings['channel_mixer'], channel_mixer, len(depths)
+        token_mixers, channel_mixers = (
+            resolve_mixers(name, settings[name], override, len(depths))
+            for name, override in (('token_mixer', token_mixer), ('channel_mixer', channel_mixer))
         )
         if layer_scale_init_value is None:
-            layer_scale_init_value = settings['layer_scale_init_value']
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate!r}')
-        if not isinstance(in_channels, int) or in_channels < 1:
-            raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
+            layer_scale_init_value = settings['layer_scale_init_value'] or 0
+        if not isinstance(layer_scale_init_value, int | float):
+            raise ValueError(
+                f'layer_scale_init_value must be a number, got {layer_scale_init_value!r}'
+            )
+        check_fraction('drop_path_rate', drop_path_rate)
+        check_count('in_channels', in_channels)
 
         self.arch = arch if isinstance(arch, str) else 'custom'
         self.in_channels = in_channels
         self.norm_cfg, self.act_cfg = norm_cfg, act_cfg
         self.norm_eval = norm_eval
-        self.out_indices = _check_out_indices(out_indices, len(depths))
+        self.out_indices = resolve_out_indices(out_indices, len(depths))
         num_stages = self.out_indices[-1] + 1
         self.frozen_stages = frozen_stages
         if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= num_stages:
@@ -328,21 +343,23 @@ class MetaMixer(BaseModule):
 
     def init_weights(self) -> None:
         """Initialises the weights; a ``Pretrained`` checkpoint must match or it is an error."""
-        if self.is_init:
-            return super().init_weights()  # says so in the log
+        first = not self.is_init
         kept = self.init_cfg  # type: ignore[has-type]
-        cfgs = [kept] if isinstance(kept, dict) else list(kept)
-        pretrained = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
-        self.init_cfg: Any = [cfg for cfg in cfgs if cfg not in pretrained]
+        self.init_cfg: Any = [cfg for cfg in kept if cfg not in self._pretrained]
         try:
             super().init_weights()
         finally:
             self.init_cfg = kept
-        for cfg in pretrained:
+        for cfg in self._pretrained if first else ():
             load_pretrained(self, **{k: v for k, v in cfg.items() if k != 'type'})
             if hasattr(self, '_params_init_info'):
                 update_init_info(self, init_info=f'Pretrained: {cfg["checkpoint"]}')
-        return None
+
+    def _dump_init_info(self) -> None:
+        # mmengine's list of all tensors, when the checkpoint is not loaded yet; load_pretrained
+        # reports what arrived
+        if not self._pretrained:
+            super()._dump_init_info()
 
     def train(self, mode: bool = True) -> 'MetaMixer':
         """Sets the training mode; frozen stages (and norms with ``norm_eval``) stay in eval."""
@@ -387,64 +404,3 @@ class MetaMixer(BaseModule):
         if path[2] != 'blocks' or sizes[stage] == 1:
             return first, num_layers
         return first + int(path[3]) // 3, num_layers
-
-    @classmethod
-    def _settings(cls, arch: str | dict) -> dict:
-        if isinstance(arch, str):
-            if arch not in cls.arch_settings:
-                raise ValueError(
-                    f'{cls.__name__} has no arch {arch!r}; it has '
-                    f'{", ".join(cls.arch_settings)}, or takes a dict'
-                )
-            arch = cls.arch_settings[arch]
-        elif not isinstance(arch, dict):
-            raise ValueError(f'arch must be a name or a dict, got {type(arch).__name__}')
-        allowed = ['depths', 'channels', *cls.arch_defaults]
-        if not {'depths', 'channels'} <= set(arch) <= set(allowed):
-            raise ValueError(
-                f'an arch dict has depths and channels, and may have '
-                f'{", ".join(cls.arch_defaults)}; got {", ".join(map(str, arch)) or "nothing"}'
-            )
-        depths, channels = arch['depths'], arch['channels']
-        for key, values in (('depths', depths), ('channels', channels)):
-            if not (
-                isinstance(values, list | tuple)
-                and len(values) == 4
-                and all(isinstance(v, int) and v > 0 for v in values)
-            ):
-                raise ValueError(f'arch: {key} must be 4 positive integers, got {values!r}')
-        return {**cls.arch_defaults, **arch}
-
-
-def _check_out_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
-    indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-    valid = all(isinstance(i, int) and -num_stages <= i < num_stages for i in indices)
-    resolved = tuple(i % num_stages for i in indices) if valid else ()
-    if not resolved or any(a >= b for a, b in itertools.pairwise(resolved)):
-        raise ValueError(
-            f'out_indices must be stages out of 0..{num_stages - 1} in ascending order, '
-            f'got {out_indices!r}'
-        )
-    return resolved
-
-
-def _per_stage(name: str, default: MixerCfg, override: MixerCfg, num_stages: int) -> list[dict]:
-    """Resolves a mixer argument to one config per stage."""
-
-    def spread(cfg: MixerCfg) -> list[dict | None]:
-        if cfg is None or isinstance(cfg, dict):
-            return [cfg] * num_stages
-        if len(cfg) != num_stages or not all(c is None or isinstance(c, dict) for c in cfg):
-            raise ValueError(
-                f'{name} must be a dict or a list of {num_stages} (a dict or None per stage), '
-                f'got {cfg!r}'
-            )
-        return list(cfg)
-
-    resolved = []
-    for base, new in zip(spread(default), spread(override), strict=True):
-        cfg = new if new and 'type' in new else {**(base or {}), **(new or {})}
-        if 'type' not in cfg:
-            raise ValueError(f'{name}: {cfg!r} names no type')
-        resolved.append(cfg)
-    return resolved

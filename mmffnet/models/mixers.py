@@ -11,6 +11,7 @@ from mmcv.cnn import build_activation_layer
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .arch import check_count
 from .reparam import ConvNorm, NormConv, depthwise_conv
 
 
@@ -77,6 +78,7 @@ class ConvFFN(nn.Module):
         act_cfg: dict | None = None,
     ):
         super().__init__()
+        check_count('ConvFFN: expansion', expansion)
         branches = branches or ('norm' if kernel_size <= 3 else 'pair')
         self.dwconv = depthwise_conv(channels, kernel_size, branches, norm_cfg)
         self.expand = nn.Conv2d(channels, channels * expansion, 1)
@@ -102,7 +104,6 @@ class Pooling(nn.Module):
         super().__init__()
         if pool_size < 1 or pool_size % 2 == 0:
             raise ValueError(f'Pooling: pool_size must be a positive odd integer, got {pool_size}')
-        self.channels = channels
         self.pool = nn.AvgPool2d(pool_size, 1, pool_size // 2, count_include_pad=False)
 
     def forward(self, x: Tensor) -> Tensor:

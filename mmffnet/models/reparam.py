@@ -298,9 +298,18 @@ class _FuseOnLoad:
             return
         dtype = state_dict[prefix + needed[0]].dtype
         block = copy.deepcopy(self.block).to(dtype).to_empty(device='cpu')
-        own = {k: state_dict.pop(prefix + k, None) for k in self.block.state_dict()}
-        block.load_state_dict({k: v for k, v in own.items() if v is not None}, strict=False)
+        own = {k: state_dict.get(prefix + k) for k in self.block.state_dict()}
+        local_metadata, *_, error_msgs = args
+        try:
+            block.load_state_dict({k: v for k, v in own.items() if v is not None}, strict=False)
+        except RuntimeError as error:
+            error_msgs.append(f'below {prefix.rstrip(".")}: {error}')
+            return
+        for key in own:
+            state_dict.pop(prefix + key, None)
         kernel, bias, _ = block.folded()
+        if local_metadata.get('assign_to_params_buffers'):  # otherwise loading casts
+            kernel, bias = kernel.to(dtype), bias.to(dtype)
         state_dict[f'{prefix}{self.conv}weight'] = kernel
         state_dict[f'{prefix}{self.conv}bias'] = bias
 
@@ -325,7 +334,8 @@ def reparameterize(model: nn.Module) -> nn.Module:
     Works on anything that holds such blocks: a bare backbone, a detector, a segmentor, a
     classifier. Batch norms behind plain convolutions elsewhere in the model are folded as well
     where their order is certain: inside mmcv's ``ConvModule`` and as neighbours in a
-    ``Sequential``. dtype, device, memory format, ``training`` and ``requires_grad`` are kept.
+    ``Sequential`` (a ``ConvModule`` that is then called with ``norm=False`` has its norm all the
+    same). dtype, device, memory format, ``training`` and ``requires_grad`` are kept.
     Calling it twice changes nothing more.
 
     Args:
@@ -387,17 +397,26 @@ def _conv_norm_neighbours(parent: nn.Module) -> list[tuple[str, str]]:
     return [
         (conv, norm)
         for conv, norm in pairs
-        # exactly Conv2d: subclasses (deformable, weight-standardised...) compute something else
-        if type(modules[conv]) in _PLAIN_CONVS and _can_fold(modules[norm])  # type: ignore[arg-type]
+        if _is_plain(modules[conv], _PLAIN_CONVS)
+        and _is_plain(modules[norm], _PLAIN_NORMS)
+        and _can_fold(modules[norm])  # type: ignore[arg-type]
     ]
 
 
-def _plain_convs() -> set[type]:
-    # mmcv's Conv2d only adds support for empty inputs
-    return {nn.Conv2d, MODELS.get('Conv2d'), MODELS.get('Conv')}
+def _is_plain(module: nn.Module | None, forwards: set) -> bool:
+    """Whether a module computes what its base class does, and nobody listens in between.
+
+    Subclasses (deformable, weight-standardised...) may compute something else.
+    """
+    if module is None:
+        return False
+    hooks = (*module._forward_hooks, *module._forward_pre_hooks)
+    return not hooks and 'forward' not in vars(module) and type(module).forward in forwards
 
 
-_PLAIN_CONVS = _plain_convs()
+# mmcv's Conv2d only adds support for empty inputs
+_PLAIN_CONVS = {nn.Conv2d.forward, MODELS.get('Conv').forward}
+_PLAIN_NORMS = {_BatchNorm.forward, nn.SyncBatchNorm.forward}
 
 
 @MODELS.register_module()

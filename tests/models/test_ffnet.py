@@ -7,9 +7,9 @@ import numpy as np
 import official_reference as official
 import pytest
 import torch
-from fvcore.nn import FlopCountAnalysis
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.analysis import FlopAnalyzer
 from mmengine.registry import MODELS
 from reference_numbers import LIMITS, deviation, load
 
@@ -169,7 +169,7 @@ def test_parameters_and_macs(arch):
             mmffnet.reparameterize(backbone)
         assert round(sum(p.numel() for p in backbone.parameters()) / 1e6, 3) == params
         # the multiply-adds of convolutions grow with the area exactly: no need for 256x256
-        analysis = FlopCountAnalysis(backbone, torch.zeros(1, 3, 64, 64))
+        analysis = FlopAnalyzer(backbone, torch.zeros(1, 3, 64, 64))
         analysis.unsupported_ops_warnings(False)
         assert analysis.by_operator()['conv'] * 16 / 1e9 == pytest.approx(macs, abs=6e-4)
 

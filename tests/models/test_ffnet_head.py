@@ -10,9 +10,9 @@ import official_reference as official
 import pytest
 import torch
 import torch.nn.functional as F
-from fvcore.nn import FlopCountAnalysis
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.analysis import FlopAnalyzer
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint
 from reference_numbers import LIMITS, deviation, load
@@ -160,7 +160,7 @@ def test_parameters_and_macs(variant, sizes):
     head = build(**HEADS[variant]).eval()
     for params, macs in sizes:
         assert round(sum(p.numel() for p in head.parameters()) / 1e6, 3) == params
-        analysis = FlopCountAnalysis(head, ([x.float() for x in official.make_features(64, 64)],))
+        analysis = FlopAnalyzer(head, ([x.float() for x in official.make_features(64, 64)],))
         analysis.unsupported_ops_warnings(False)
         # the multiply-adds of convolutions grow with the area exactly
         assert analysis.by_operator()['conv'] * 64 / 1e9 == pytest.approx(macs, abs=6e-4)

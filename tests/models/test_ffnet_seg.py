@@ -7,7 +7,7 @@ import numpy as np
 import official_reference as official
 import pytest
 import torch
-from fvcore.nn import FlopCountAnalysis
+from mmengine.analysis import FlopAnalyzer
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from mmengine.runner import load_checkpoint
@@ -100,7 +100,7 @@ def test_parameters_and_macs(loaded):
     for params, macs in ((63.826, 55.642), (62.700, 54.854)):
         assert round(sum(p.numel() for p in backbone.parameters()) / 1e6, 3) == params
         # the multiply-adds of convolutions grow with the area exactly
-        analysis = FlopCountAnalysis(backbone, torch.zeros(1, 3, 64, 64))
+        analysis = FlopAnalyzer(backbone, torch.zeros(1, 3, 64, 64))
         analysis.unsupported_ops_warnings(False)
         assert analysis.by_operator()['conv'] * 64 / 1e9 == pytest.approx(macs, abs=1e-3)
         mmffnet.reparameterize(backbone)

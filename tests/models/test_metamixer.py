@@ -189,6 +189,13 @@ def test_norm_cfg_and_act_cfg_reach_every_layer():
         (dict(out_indices=(1, 4)), r'out_indices .*0\.\.3 .*\(1, 4\)'),
         (dict(out_indices=(2, 1)), 'ascending'),
         (dict(out_indices=()), 'out_indices'),
+        (dict(out_indices=1.5), 'out_indices'),
+        (dict(out_indices=None), 'out_indices'),
+        (dict(arch=dict(TINY, stem_channels=0)), 'stem_channels must be a positive'),
+        (dict(channel_mixer=dict(expansion=2.5)), 'expansion must be a positive integer'),
+        (dict(layer_scale_init_value='a'), 'layer_scale_init_value'),
+        (dict(init_cfg=dict(type='Pretrained')), 'needs a checkpoint'),
+        (dict(drop_path_rate='0.1'), 'drop_path_rate'),
         (dict(frozen_stages=5), r'frozen_stages must be -1'),
         (dict(frozen_stages=2, out_indices=0), r'1\.\.1'),
         (dict(drop_path_rate=1.0), 'drop_path_rate'),
@@ -242,6 +249,14 @@ def test_copy_pickle_trace_export(backbone):
     )
     assert_same(exported.module()(x), expected)
     assert_same(exported.module()(other), backbone(other))
+
+
+def test_compiles_with_checkpointing():
+    torch._dynamo.reset()
+    backbone = build(out_indices=1, with_cp=True).train()
+    compiled = torch.compile(backbone, fullgraph=True, backend='aot_eager')
+    loss_of(compiled(torch.rand(2, 3, 64, 64))).backward()
+    assert all(p.grad is not None for p in backbone.parameters())
 
 
 @pytest.mark.parametrize('mode', ['train', 'eval'])

@@ -49,6 +49,13 @@ def test_reparameterize(tmp_path):
     result = run('reparameterize.py', 'config.py', 'weights.pth', 'fused.pth', cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert 'outputs differ by' in result.stdout
+    # the config that was written stands on its own, in a new process
+    code = (
+        'from mmengine import Config; from mmengine.registry import MODELS;'
+        "print(type(MODELS.build(Config.fromfile('fused.py').model)).__name__)"
+    )
+    command = [sys.executable, '-W', 'ignore', '-c', code]
+    assert subprocess.check_output(command, cwd=tmp_path, text=True).strip() == 'FFNet'
     fused = MODELS.build(dict(type='FFNet', arch=TINY, deploy=True)).eval()
     fused.load_state_dict(torch.load(tmp_path / 'fused.pth', weights_only=True)['state_dict'])
     x = torch.rand(1, 3, 64, 64)
@@ -58,4 +65,8 @@ def test_reparameterize(tmp_path):
     assert_one_line(result, 'missing.pth')
     result = run('reparameterize.py', 'missing.py', 'weights.pth', 'other.pth', cwd=tmp_path)
     assert_one_line(result, 'missing.py')
-    assert not (tmp_path / 'other.pth').exists()
+    result = run('reparameterize.py', 'config.py', 'weights.pth', 'config.pth', cwd=tmp_path)
+    assert_one_line(result, 'in the place of')
+    result = run('reparameterize.py', 'config.py', 'weights.pth', 'other.py', cwd=tmp_path)
+    assert_one_line(result, 'cannot have the ending')
+    assert not list(tmp_path.glob('other*'))

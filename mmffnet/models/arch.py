@@ -1,0 +1,99 @@
+"""Resolves and checks the arguments that describe a network."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+#: A mixer's config, or one per stage; None or a dict without 'type' keeps (and updates) the default
+MixerCfg = dict | None | Sequence[dict | None]
+
+
+def resolve_arch(network: str, arch: Any, settings: dict[str, dict], defaults: dict) -> dict:
+    """Returns the arch dict behind a name or a dict, defaults filled in.
+
+    Args:
+        network (str): Name of the class, for errors.
+        arch (str or dict): What the user gave.
+        settings (dict): Arch dicts by name.
+        defaults (dict): What an arch dict may leave out.
+    """
+    if isinstance(arch, str):
+        if arch not in settings:
+            raise ValueError(
+                f'{network} has no arch {arch!r}; it has {", ".join(settings)}, or takes a dict'
+            )
+        arch = settings[arch]
+    elif not isinstance(arch, dict):
+        raise ValueError(f'arch must be a name or a dict, got {type(arch).__name__}')
+    if not {'depths', 'channels'} <= set(arch) <= {'depths', 'channels', *defaults}:
+        raise ValueError(
+            f'an arch dict has depths and channels, and may have {", ".join(defaults)}; '
+            f'got {", ".join(map(str, arch)) or "nothing"}'
+        )
+    for key in ('depths', 'channels'):
+        values = arch[key]
+        if not (
+            isinstance(values, list | tuple) and len(values) == 4 and all(map(is_count, values))
+        ):
+            raise ValueError(f'arch: {key} must be 4 positive integers, got {values!r}')
+    arch = {**defaults, **arch}
+    check_count('arch: stem_channels', arch['stem_channels'])
+    return arch
+
+
+def is_count(value: Any) -> bool:
+    """Whether this is a positive integer."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def check_count(name: str, value: Any) -> None:
+    """Demands a positive integer."""
+    if not is_count(value):
+        raise ValueError(f'{name} must be a positive integer, got {value!r}')
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """Demands a number in [0, 1)."""
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f'{name} must be a number in [0, 1), got {value!r}')
+
+
+def resolve_out_indices(out_indices: Any, num_stages: int) -> tuple[int, ...]:
+    """Returns the stages whose maps are returned, as ascending numbers from 0."""
+    indices = (out_indices,) if isinstance(out_indices, int) else out_indices
+    valid = isinstance(indices, list | tuple) and all(
+        isinstance(i, int) and -num_stages <= i < num_stages for i in indices
+    )
+    resolved = tuple(i % num_stages for i in indices) if valid else ()
+    if not resolved or any(a >= b for a, b in itertools.pairwise(resolved)):
+        raise ValueError(
+            f'out_indices must be stages out of 0..{num_stages - 1} in ascending order, '
+            f'got {out_indices!r}'
+        )
+    return resolved
+
+
+def resolve_mixers(name: str, default: MixerCfg, override: MixerCfg, stages: int) -> list[dict]:
+    """Resolves a mixer argument to one config per stage."""
+
+    def spread(cfg: MixerCfg) -> list[dict | None]:
+        if cfg is None or isinstance(cfg, dict):
+            return [cfg] * stages
+        if (
+            not isinstance(cfg, list | tuple)
+            or len(cfg) != stages
+            or not all(c is None or isinstance(c, dict) for c in cfg)
+        ):
+            raise ValueError(
+                f'{name} must be a dict or a list of {stages} (a dict or None per stage), '
+                f'got {cfg!r}'
+            )
+        return list(cfg)
+
+    resolved = []
+    for base, new in zip(spread(default), spread(override), strict=True):
+        cfg = new if new and 'type' in new else {**(base or {}), **(new or {})}
+        if 'type' not in cfg:
+            raise ValueError(f'{name}: {cfg!r} names no type')
+        resolved.append(cfg)
+    return resolved
