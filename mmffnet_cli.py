@@ -52,9 +52,9 @@ def _version() -> str:
         return '(not installed: run from a checkout)'
 
 
-def _paths() -> dict[str, Any]:
-    """What ``mmffnet.paths`` defines, without importing the package around it."""
-    return runpy.run_path(str(Path(__file__).with_name('mmffnet') / 'paths.py'))
+def _definitions(name: str) -> dict[str, Any]:
+    """What a file of the package defines, without importing the package around it."""
+    return runpy.run_path(str(Path(__file__).with_name('mmffnet') / f'{name}.py'))
 
 
 def _complain(message: str) -> int:
@@ -63,12 +63,12 @@ def _complain(message: str) -> int:
 
 
 def _run_tool(name: str, arguments: Sequence[str]) -> None:
-    tool = runpy.run_path(_paths()['tools_path'](f'{name}.py'))
+    tool = runpy.run_path(_definitions('paths')['tools_path'](f'{name}.py'))
     tool['main'](arguments, prog=f'mmffnet {name}')
 
 
 def _list_configs(pattern: str) -> int:
-    paths = _paths()
+    paths = _definitions('paths')
     wanted = pattern if any(sign in pattern for sign in '*?[') else f'*{pattern}*'
     names = fnmatch.filter(paths['config_names'](), wanted)
     if not names:
@@ -82,12 +82,7 @@ def _list_configs(pattern: str) -> int:
 
 
 def _print_environment() -> int:
-    try:
-        from mmffnet.compat import environment
-    except ImportError as error:
-        print(f'mmffnet  {_version()}\nproblem: mmffnet cannot be imported: {error}')
-        return 1
-    found = environment()
+    found = _definitions('environment')['environment']()
     rows = {'mmffnet': _version(), **found['packages'], 'mmcv.ops': found['ops']}
     width = max(map(len, rows))
     for name, value in rows.items():

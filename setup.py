@@ -39,7 +39,8 @@ EXTRAS = {
     'cls': ['mmpretrain>=1.1,<2'],
     'export': ['onnx', 'onnxruntime', 'onnxscript'],
 }
-EXTRAS['all'] = sorted({name for names in EXTRAS.values() for name in names})
+# without 'lite': mmcv-lite would land on top of a full mmcv
+EXTRAS['all'] = sorted({name for key in EXTRAS if key != 'lite' for name in EXTRAS[key]})
 EXTRAS['dev'] = [
     'hypothesis',
     'model-index',

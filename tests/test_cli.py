@@ -166,7 +166,9 @@ def test_without_mmengine(tmp_path):
     (tmp_path / 'mmengine.py').write_text(missing)
     code = 'from mmffnet_cli import main; print(main(["env"])); main(["train", "any.py"])'
     done = run_python('-c', code, cwd=tmp_path, path=[tmp_path])
-    assert re.search(r'^problem: .*mmengine.*\n1$', done.stdout, re.MULTILINE)
+    assert re.search(r'^problem: mmffnet cannot be imported: .*mmengine', done.stdout, re.MULTILINE)
+    assert re.search(rf'^torch +{re.escape(torch.__version__)}$', done.stdout, re.MULTILINE)
+    assert done.stdout.endswith('\n1\n')
     assert done.returncode == 2
     assert re.fullmatch(r'mmffnet train: error: .*mmengine.*\n', done.stderr)
 

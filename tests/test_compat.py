@@ -25,18 +25,19 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from torch import nn
 
 import mmffnet
-from mmffnet import compat, native_ops
+from mmffnet import compat
+from mmffnet.environment import environment
 from mmffnet_ops_hook import NativeOpsFinder
 
 ROOT = Path(mmffnet.__file__).parents[1]
-NATIVE = compat.environment()['ops'] == 'mmcv (native)'
+NATIVE = environment()['ops'] == 'mmcv (native)'
 
 
-def python(code, *args, **environment):
+def python(code, *args, **variables):
     """Run code in a fresh interpreter that finds mmffnet and does not know of it yet."""
     return subprocess.run(
         [sys.executable, '-W', 'ignore', '-c', code, *map(str, args)],
-        env={**os.environ, 'PYTHONPATH': str(ROOT), **environment},
+        env={**os.environ, 'PYTHONPATH': str(ROOT), **variables},
         capture_output=True,
         text=True,
         timeout=200,
@@ -66,7 +67,8 @@ def test_mmcv_ops_asked_for_before_mmffnet_is_imported():
     first = 'try:\n    import mmcv.ops\nexcept ImportError:\n    pass\nimport mmffnet\n'
     names = 'mmdet', 'mmseg', 'mmpretrain'
     report = (
-        'import json, sys; packages = mmffnet.compat.environment()["packages"]\n'
+        'import json, sys; import mmffnet.environment\n'
+        'packages = mmffnet.environment.environment()["packages"]\n'
         f'assert not {{*{names}}} & {{*sys.modules}}; print(json.dumps(packages))'
     )
     result = python(first + USE_OPS + report)
@@ -343,61 +345,3 @@ def test_torchscript_is_no_checkpoint(tmp_path):
     torch.jit.trace(nn.Linear(2, 2), torch.rand(1, 2)).save(tmp_path / 'model.pt')
     with pytest.raises(ValueError, match=r'model\.pt is a TorchScript model'):
         compat.read_checkpoint(tmp_path / 'model.pt')
-
-
-# The environment
-
-
-def test_environment():
-    report = compat.environment()
-    assert list(report['packages']) == [
-        *('python', 'platform', 'torch', 'torchvision', 'cuda', 'devices'),
-        *('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'numpy', 'opencv'),
-    ]
-    assert report['packages']['torch'] == torch.__version__
-    assert report['packages']['mmcv'] == mmcv.__version__
-    assert report['packages']['opencv'] == importlib.import_module('cv2').__version__
-    assert report['ops'] in ('mmcv (native)', 'torchvision (mmffnet)')
-
-
-def test_missing_packages_are_problems(monkeypatch):
-    for name in ('mmdet', 'mmcv', 'pkg_resources', 'mmcv._ext', 'ftfy'):
-        monkeypatch.setitem(sys.modules, name, None)
-    report = compat.environment()
-    assert report['ops'] == 'none'
-    assert report['packages']['mmdet'] is None
-    text = '\n'.join(report['problems'])
-    assert "mmdet is not installed: `pip install 'mmffnet[det]'`" in text
-    assert 'mmcv is not installed: `pip install mmcv-lite==2.1.0`' in text
-    assert "`pip install 'setuptools<82'`" in text
-    assert ('ftfy is not installed' in text) == (report['packages']['mmseg'] is not None)
-
-
-def test_broken_torchvision_is_a_problem(monkeypatch):
-    if NATIVE:
-        pytest.skip('the full mmcv does not need torchvision')
-    native_ops.torchvision_ops.cache_clear()
-    monkeypatch.setitem(sys.modules, 'torchvision', None)
-    report = compat.environment()
-    assert report['ops'] == 'none'
-    assert any('Install the torchvision release made for' in p for p in report['problems'])
-
-
-def test_mixed_families_are_problems(tmp_path, monkeypatch):
-    assert compat._mixed_up() == []
-    for name in ('onedl_mmcv', 'mmengine', 'mmcv', 'mmcv_lite'):
-        (tmp_path / f'{name}-2.1.0.dist-info').mkdir()
-        metadata = f'Metadata-Version: 2.1\nName: {name.replace("_", "-")}\nVersion: 2.1.0\n'
-        (tmp_path / f'{name}-2.1.0.dist-info' / 'METADATA').write_text(metadata)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    mixed, twice = compat._mixed_up()
-    assert 'mmengine' in mixed
-    assert 'mixed with the onedl fork (onedl-mmcv)' in mixed
-    assert twice.startswith('mmcv and mmcv-lite are both installed')
-
-
-def test_too_new_mmcv_is_a_problem():
-    packages = compat.environment()['packages']
-    assert compat._too_new(packages) == []
-    refusing = {text.split()[0] for text in compat._too_new({**packages, 'mmcv': '2.2.0'})}
-    assert refusing == {name for name in ('mmdet', 'mmseg') if packages[name]}

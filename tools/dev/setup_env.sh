@@ -52,9 +52,9 @@ version=$("$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])') |
 
 if [ -f "$venv/.started" ]; then
     other=$(cat "$venv/.started")
-    case $(ps -p "${other:-0}" -o args= 2>/dev/null) in
-    *setup_env.sh*) fail "another set-up of $venv is running (process $other): wait until it is done" ;;
-    esac
+    if kill -0 "${other:-none}" 2>/dev/null; then
+        fail "another set-up of $venv is running (process $other): wait until it is done, or delete $venv/.started"
+    fi
     say "an earlier set-up was interrupted: starting again"
     rm -rf "$venv"
 elif [ -e "$venv" ] && ! "$venv/bin/python" -c 'import pip, sys; sys.version_info >= (3, 10) or sys.exit(1)' 2>/dev/null; then

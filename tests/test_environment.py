@@ -1,0 +1,67 @@
+"""The report on what is installed."""
+
+import importlib
+import sys
+
+import mmcv
+import pytest
+import torch
+
+from mmffnet import environment, native_ops
+
+NATIVE = environment.environment()['ops'] == 'mmcv (native)'
+
+
+def test_environment():
+    report = environment.environment()
+    assert list(report['packages']) == [
+        *('python', 'platform', 'torch', 'torchvision', 'cuda', 'devices'),
+        *('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'numpy', 'opencv'),
+    ]
+    assert report['packages']['torch'] == torch.__version__
+    assert report['packages']['mmcv'] == mmcv.__version__
+    assert report['packages']['opencv'] == importlib.import_module('cv2').__version__
+    assert report['ops'] in ('mmcv (native)', 'torchvision (mmffnet)')
+
+
+def test_missing_packages_are_problems(monkeypatch):
+    for name in ('mmdet', 'mmcv', 'pkg_resources', 'mmcv._ext', 'ftfy'):
+        monkeypatch.setitem(sys.modules, name, None)
+    report = environment.environment()
+    assert report['ops'] == 'none'
+    assert report['packages']['mmdet'] is None
+    text = '\n'.join(report['problems'])
+    assert "mmdet is not installed: `pip install 'mmffnet[det]'`" in text
+    assert 'mmcv is not installed: `pip install mmcv-lite==2.1.0`' in text
+    assert "`pip install 'setuptools<82'`" in text
+    assert ('ftfy is not installed' in text) == (report['packages']['mmseg'] is not None)
+
+
+def test_broken_torchvision_is_a_problem(monkeypatch):
+    if NATIVE:
+        pytest.skip('the full mmcv does not need torchvision')
+    native_ops.torchvision_ops.cache_clear()
+    monkeypatch.setitem(sys.modules, 'torchvision', None)
+    report = environment.environment()
+    assert report['ops'] == 'none'
+    assert any('Install the torchvision release made for' in p for p in report['problems'])
+
+
+def test_mixed_families_are_problems(tmp_path, monkeypatch):
+    assert environment._mixed_up() == []
+    for name in ('onedl_mmcv', 'mmengine', 'mmcv', 'mmcv_lite'):
+        (tmp_path / f'{name}-2.1.0.dist-info').mkdir()
+        metadata = f'Metadata-Version: 2.1\nName: {name.replace("_", "-")}\nVersion: 2.1.0\n'
+        (tmp_path / f'{name}-2.1.0.dist-info' / 'METADATA').write_text(metadata)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mixed, twice = environment._mixed_up()
+    assert 'mmengine' in mixed
+    assert 'mixed with the onedl fork (onedl-mmcv)' in mixed
+    assert twice.startswith('mmcv and mmcv-lite are both installed')
+
+
+def test_too_new_mmcv_is_a_problem():
+    packages = environment.environment()['packages']
+    assert environment._too_new(packages) == []
+    refusing = {text.split()[0] for text in environment._too_new({**packages, 'mmcv': '2.2.0'})}
+    assert refusing == {name for name in ('mmdet', 'mmseg') if packages[name]}
