@@ -80,6 +80,12 @@ def test_python_example(capsys):
     assert names['fast'].deploy
 
 
+def test_base_example(tmp_path):
+    (tmp_path / 'config.py').write_text(block('base'))
+    cfg = Config.fromfile(tmp_path / 'config.py')
+    assert cfg.model.backbone.type == 'FFNet' and cfg.train_dataloader.batch_size == 4
+
+
 def test_mixers_example():
     names = {}
     exec(block('mixers'), names)  # noqa: S102
