@@ -55,10 +55,12 @@ class RandomPictures(BaseDataset):
 class ToyClassifier(BaseModel):
     """A backbone with drop path, and a linear head behind dropout."""
 
-    def __init__(self, backbone: dict) -> None:
+    def __init__(self, backbone: dict, dropout: float = 0.2) -> None:
         super().__init__()
         self.backbone = MODELS.build(backbone)
-        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(backbone['arch']['channels'][-1], 4))
+        self.head = nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(backbone['arch']['channels'][-1], 4)
+        )
 
     def forward(self, inputs: Any, labels: Any, mode: str = 'tensor') -> Any:
         scores = self.head(self.backbone(torch.stack(list(inputs)))[-1].mean((2, 3)))
@@ -117,12 +119,15 @@ def toy_config(work_dir: Path, by_epoch: bool = True, workers: int = 0, **change
             log_level='WARNING',
             model=dict(
                 type='ToyClassifier',
-                backbone=dict(type='FFNet', arch=ARCH, drop_path_rate=0.3),
+                backbone=dict(type='FFNet', arch=ARCH, out_indices=(3,), drop_path_rate=0.3),
             ),
             train_dataloader=loader(True),
             val_dataloader=loader(False),
+            test_dataloader=loader(False),
             val_evaluator=dict(type='MeanScore'),
+            test_evaluator=dict(type='MeanScore'),
             val_cfg=dict(),
+            test_cfg=dict(),
             train_cfg=dict(by_epoch=by_epoch, **length),
             optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.01)),
             param_scheduler=[

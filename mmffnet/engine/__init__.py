@@ -2,7 +2,9 @@
 
 from .checkpointing import SafeCheckpointHook, find_checkpoint
 from .hooks import CompileHook, ExactResumeHook, FiniteLossHook, FuseHook
+from .labels import LoadCheckedLabels
 from .layer_decay import LayerDecayConstructor
+from .pictures import SegPicturesHook
 
 __all__ = [
     'CompileHook',
@@ -10,6 +12,8 @@ __all__ = [
     'FiniteLossHook',
     'FuseHook',
     'LayerDecayConstructor',
+    'LoadCheckedLabels',
     'SafeCheckpointHook',
+    'SegPicturesHook',
     'find_checkpoint',
 ]

@@ -1,6 +1,8 @@
 """Checkpoints that are whole, and training that can be stopped and killed at any moment."""
 
 import logging
+import multiprocessing
+import os
 import re
 import signal
 import threading
@@ -223,10 +225,20 @@ def _start_worker(init: Callable[[int], None] | None, worker: int) -> None:
 
     The main process finishes its iteration, which needs data, and ends its workers itself.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):  # on Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     if init is not None:
         init(worker)
+
+
+def _end_with_parent() -> None:
+    """Waits for a SIGTERM that comes from the main process."""
+    parent = multiprocessing.parent_process()
+    while parent and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)
 
 
 def find_checkpoint(work_dir: str | Path) -> str | None:

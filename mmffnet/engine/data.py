@@ -1,11 +1,13 @@
 """Data that are missing, empty or broken: said early, by name, and never waited for."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from torch.utils.data import DataLoader
 
 #: What `tools/prepare_data.py` can fetch, by type of data set and the name of its folder
@@ -98,30 +100,37 @@ def check_samples(runner: Any) -> None:
     runner.build_dataloader = partial(_build_dataloader, runner.build_dataloader)
 
 
-def _build_dataloader(build: Callable, *args: Any, **kwargs: Any) -> DataLoader:
-    loader = build(*args, **kwargs)
-    dataset = loader.dataset
-    if isinstance(dataset, Sized) and not len(dataset):
-        names = ('ann_file', 'data_prefix')
-        files = [f'{name} {value}' for name in names if (value := _get(dataset, name))]
-        classes = (_get(dataset, 'metainfo') or {}).get('classes') or ()
-        raise ValueError(
-            f'the data set {type(dataset).__name__} has no samples ({", ".join(files)}). '
-            f'Are its classes, {", ".join(classes[:5]) or "none"}'
-            f'{", ..." * (len(classes) > 5)}, called so in the annotations?'
-        )
-    name_bad_samples(dataset)
+def _build_dataloader(build: Callable, dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
+    try:
+        loader = build(dataloader, *args, **kwargs)
+    except ValueError as error:
+        if 'need at least one array' in str(error):  # mmengine packs a list without an entry
+            raise _no_samples(dataloader) from error
+        raise
+    if isinstance(loader.dataset, Sized) and not len(loader.dataset):
+        raise _no_samples(dataloader)
+    name_bad_samples(loader.dataset)
     return loader
 
 
-def _get(dataset: Any, name: str) -> Any:
-    while not hasattr(dataset, name) and hasattr(dataset, 'dataset'):
-        dataset = dataset.dataset
-    return getattr(dataset, name, None)
+def _no_samples(dataloader: Any) -> ValueError:
+    texts = []
+    for dataset in _innermost(dataloader):
+        classes = list((dataset.get('metainfo') or {}).get('classes') or ())
+        text = (
+            f'{dataset.get("type")} with {", ".join(_names(dataset)) or dataset.get("data_root")}'
+        )
+        if classes:
+            more = ', ...' if len(classes) > 5 else ''
+            text += f'; are its classes ({", ".join(classes[:5])}{more}) called so there?'
+        texts.append(text)
+    return ValueError(f'the data set has no samples: {"; ".join(texts)}')
 
 
 def name_bad_samples(dataset: Any) -> None:
     """Makes errors in loading a sample say which one it is.
+
+    It also warns of pictures that have another size than their annotations were made for.
 
     Args:
         dataset (Dataset): Any data set with indices; gets torch's ``__getitems__``.
@@ -136,15 +145,32 @@ def _load_samples(dataset: Any, indices: Sequence[int]) -> list:
         try:
             samples.append(dataset[index])
         except Exception as error:
+            path = _info(dataset, index).get('img_path')
             raise RuntimeError(
-                f'cannot load sample {index} of {type(dataset).__name__}{_path(dataset, index)}: '
-                f'{type(error).__name__}: {error}'
+                f'cannot load sample {index} of {type(dataset).__name__}'
+                f'{f" ({path})" if path else ""}: {type(error).__name__}: {error}'
             ) from error
+        _compare_size(_info(dataset, index), samples[-1])
     return samples
 
 
-def _path(dataset: Any, index: int) -> str:
+def _info(dataset: Any, index: int) -> dict:
     try:
-        return f' ({dataset.get_data_info(index)["img_path"]})'
-    except Exception:  # not every data set has these, and there is an error to report already
-        return ''
+        return dataset.get_data_info(index)
+    except Exception:  # not every data set has it, and there may be an error to report already
+        return {}
+
+
+def _compare_size(info: dict, sample: Any) -> None:
+    loaded = sample.get('data_samples') if isinstance(sample, dict) else None
+    shape = getattr(loaded, 'ori_shape', None)
+    said = (info.get('height'), info.get('width'))
+    if shape is None or None in said or getattr(loaded, 'img_path', None) != info.get('img_path'):
+        return
+    if tuple(shape[:2]) != said:
+        print_log(
+            f'{info["img_path"]} is {shape[1]} x {shape[0]} pixels large, but its annotations are '
+            f'for {said[1]} x {said[0]}: the boxes are wrong',
+            'current',
+            logging.WARNING,
+        )

@@ -23,6 +23,7 @@ from mmffnet.paths import config_path
 
 from .checkpointing import find_checkpoint
 from .data import check_samples, find_missing_data
+from .labels import check_labels
 
 _TTA_MODELS = {
     'mmdet': dict(
@@ -178,6 +179,7 @@ def build_runner(cfg: Config) -> Runner:
         _distribute_on_cpu(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     check_samples(runner)
+    check_labels(runner)
     return runner
 
 
@@ -231,10 +233,10 @@ def _type(hook: Any) -> Any:
     return hook.get('type') if isinstance(hook, dict) else type(hook)
 
 
-def _add_hook(cfg: Config, name: str) -> None:
+def _add_hook(cfg: Config, name: str, **settings: Any) -> None:
     hooks = cfg.get('custom_hooks') or []
     if name not in map(_type, hooks):
-        cfg.custom_hooks = [*hooks, dict(type=name)]
+        cfg.custom_hooks = [*hooks, dict(type=name, **settings)]
     # The config that lies beside the checkpoints must find the hook in other tools, too.
     imports = cfg.get('custom_imports') or dict(imports=[])
     modules = imports['imports'] if isinstance(imports['imports'], list) else [imports['imports']]
@@ -296,15 +298,17 @@ def _use_tta(cfg: Config) -> None:
 
 
 def _show_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    scope = cfg.get('default_scope')
+    if show_dir and scope == 'mmseg':
+        _add_hook(cfg, 'SegPicturesHook', out_dir=show_dir)
+        if not show:
+            return
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise UsageError('--show and --show-dir need default_hooks.visualization in the config')
-    scope = cfg.get('default_scope')
     hook['enable' if scope == 'mmpretrain' else 'draw'] = True
-    hook.update(show=show, wait_time=wait_time)
-    if show_dir and scope == 'mmseg':
-        cfg.visualizer.save_dir = show_dir
-    elif show_dir:
+    hook.update(show=show, wait_time=wait_time, interval=1)
+    if show_dir and scope != 'mmseg':
         hook['out_dir' if scope == 'mmpretrain' else 'test_out_dir'] = show_dir
 
 

@@ -80,10 +80,11 @@ def test_number_of_workers_makes_no_difference(toy, undisturbed, tmp_path):
 def test_seed_chosen_by_mmengine_is_kept(toy, tmp_path):
     once, again = tmp_path / 'once', tmp_path / 'again'
     for folder in (once, again):
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         cfg = toy.toy_config(folder, randomness=dict(seed=None))
         child = toy.Child(folder / 'log', cfg, 'auto')
         assert child.wait() == 0, child.text
+        again.mkdir(exist_ok=True)
         shutil.copy(once / 'epoch_3.pth', again)  # the second one starts from here
     first, second = toy.end_state(once), toy.end_state(again)
     assert toy.differences(first, second) == []
@@ -105,8 +106,8 @@ def test_loss_that_is_no_number(toy, tmp_path):
     child = toy.Child(tmp_path / 'log', toy.toy_config(tmp_path), None, hook)
     assert child.wait() == 1
     assert (
-        'FloatingPointError: the loss of iteration 5 (epoch 2) is not finite: loss_cls = nan, '
-        'loss = nan. Nothing of it has been saved.'
+        'FloatingPointError: the loss of iteration 5 (epoch 2) is not finite: loss = nan, '
+        'loss_cls = nan. Nothing of it has been saved.'
     ) in child.text
     assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_1.pth']
 
@@ -127,16 +128,26 @@ class Runner:
         self.model = model
 
 
+class Neck(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(256, 4, 1)
+
+    def forward(self, maps):
+        return self.conv(maps[-1]).relu()
+
+
+class Detector(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = MODELS.build(dict(type='FFNet', arch='nano'))
+        self.neck = Neck()
+
+    def forward(self, x):
+        return self.neck(self.backbone(x))
+
+
 def test_compile_takes_backbone_and_neck():
-    class Detector(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.backbone = MODELS.build(dict(type='FFNet', arch='nano', out_indices=(3,)))
-            self.neck = torch.nn.Conv2d(256, 4, 1)
-
-        def forward(self, x):
-            return self.neck(self.backbone(x)[0])
-
     wrapped = torch.nn.Module()
     wrapped.module = model = Detector().eval()
     names, image = list(model.state_dict()), torch.rand(1, 3, 64, 64)

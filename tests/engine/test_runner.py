@@ -85,7 +85,8 @@ def test_options_of_test_for_mmseg(checkpoint):
     )
     assert cfg.load_from == 'https://host.invalid/x.pth'
     assert [metric.output_dir for metric in cfg.test_evaluator] == ['maps']
-    assert (cfg.default_hooks.visualization.draw, cfg.visualizer.save_dir) == (True, 'd')
+    assert cfg.custom_hooks[-1] == dict(type='SegPicturesHook', out_dir='d')
+    assert cfg.default_hooks.visualization.draw
 
 
 def test_options_of_test_for_mmpretrain(checkpoint):
