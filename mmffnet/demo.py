@@ -73,6 +73,8 @@ def run_demo(
     """
     demo = DEMOS[task]
     cfg = runner.train_config(runner.read_config(demo.config, cfg_options, work_dir))
+    # mmengine would take an earlier one of the same name, which writes elsewhere
+    cfg.visualizer.name = f'demo {time.time_ns()}'
     training = runner.build_runner(cfg)
     start = time.perf_counter()
     training.train()
@@ -83,7 +85,8 @@ def run_demo(
     cfg = runner.read_config(demo.config, cfg_options, work_dir)
     out = str(folder / demo.out)
     found = runner.build_runner(runner.test_config(cfg, checkpoint, out)).test()
-    metrics = {name: float(found[key]) * demo.unit for key, name in demo.metrics.items()}
+    # mmdet leaves the metrics out when nothing at all was detected
+    metrics = {name: float(found.get(key, 0)) * demo.unit for key, name in demo.metrics.items()}
 
     text = ', '.join(f'{name} {value:.3f}' for name, value in metrics.items())
     examples, titles = demo.examples(cfg, out, 12)
@@ -239,7 +242,7 @@ def draw_sheet(
     """
     panel, near, far, margin, top, bottom = 1.7, 0.05, 0.3, 0.25, 0.75, 0.5
     panels = len(titles)
-    columns = max(1, round(8 / panels))
+    columns = max(1, min(len(examples), round(8 / panels)))
     rows = max(1, -(-len(examples) // columns))
     group = panels * panel + (panels - 1) * near
     width = 2 * margin + columns * group + (columns - 1) * far

@@ -1,7 +1,7 @@
 """The demos, much shortened, and their drawings."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from PIL import Image
 
 from mmffnet import demo
 from mmffnet.datasets import PALETTE
-from mmffnet.engine.runner import UsageError
 
 ROOT = Path(__file__).parents[1]
 SHORT = {
@@ -109,14 +108,27 @@ def test_scalars_of_a_loop_over_iterations(tmp_path):
     assert demo.read_scalars(path, ['mIoU'])[1]['mIoU'].tolist() == [[2, 30]]
 
 
-def test_mistaken_option():
-    with pytest.raises(UsageError, match='nonsense'):
-        demo.run_demo('detection', None, ['nonsense'])
+def run_tool(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, 'argv', ['demo.py', *arguments])
+    runpy.run_path(str(ROOT / 'tools' / 'demo.py'), run_name='__main__')
 
 
-def test_tool_runs_on_a_picture():
-    command = [sys.executable, str(ROOT / 'tools' / 'demo.py'), 'features', '--arch', 'nano']
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 'level 3: shape (1, 256, 8, 8), stride 32' in done.stdout
-    done = subprocess.run([*command, 'nowhere.jpg'], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and 'there is no picture nowhere.jpg' in done.stderr
+def test_tool_runs_on_a_picture(monkeypatch, capsys):
+    run_tool(monkeypatch, 'features', '--arch', 'nano')
+    assert 'level 3: shape (1, 256, 8, 8), stride 32' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['features', 'nowhere.jpg'], 'there is no picture nowhere.jpg'),
+        (['features', '--arch', 'ffnet9'], "has no arch 'ffnet9'"),
+        (['segmentation', '--cfg-options', 'nonsense'], "cannot apply --cfg-options 'nonsense'"),
+        ([], 'required: TASK'),
+    ],
+)
+def test_mistakes_are_one_line(monkeypatch, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        run_tool(monkeypatch, *arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

@@ -20,9 +20,9 @@ from mmffnet.datasets.scenes import draw_scene
 SMALL = {'train': 4, 'val': 3, 'size': 48, 'seed': 5}
 # The bytes of the SMALL sets. They change only together with mmffnet.datasets.shapes.VERSION.
 DIGESTS = {
-    'coco': 'b8ace351e936d77cb74a4a8c2d9aa0aeda98e4a1800d7304306a1741379eb8d7',
-    'ade20k': '24555d2b38d31215e6f97dacd8893ac5dc229adf867bf6cfb04b07b28b8ab5a7',
-    'folder': '55e1521538e790b1df995a7a1a299322d5e60eb2558ea8560ec271a7a5cec865',
+    'coco': '309343c38c2e03895e6a8640ae56c11525b60c0eefb554f9844493027299c45a',
+    'ade20k': '226c0dd499f24785ab0bd458285780880a56c6f8d58cb52ed398880516d059b3',
+    'folder': '1f32cd9c0f3eb989e670518cbc3ce2785ddd771e9a67b9427d6702b4c93104a9',
 }
 fork = multiprocessing.get_context('fork')
 
