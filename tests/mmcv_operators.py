@@ -6,12 +6,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from mmffnet import compat
+from mmffnet.environment import environment
 
 DEVICES = ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
-COMPILED = (
-    importlib.import_module('mmcv._ext') if compat.environment()['ops'] == 'mmcv (native)' else None
-)
+COMPILED = importlib.import_module('mmcv._ext') if environment()['ops'] == 'mmcv (native)' else None
 WRAPPERS = [
     importlib.import_module(f'mmcv.ops.{name}')
     for name in (
