@@ -104,18 +104,18 @@ def adopt_state_dict(
         )
 
 
-def _variant(state: dict) -> dict[str, tuple[int, int]]:
-    """Number and width of the blocks of each stage."""
-    found: dict[str, tuple[int, int]] = {}
+def _variant(state: dict) -> dict[str, tuple[int, ...]]:
+    """Number, width and hidden width of the blocks of each stage."""
+    found: dict[str, tuple[int, ...]] = {}
     for key, value in state.items():
         match = re.match(r'(stages\.\d+\.|)blocks\.\d+\.channel_mixer\.project\.weight$', key)
         if match:
-            found[match[1]] = (found.get(match[1], (0, 0))[0] + 1, len(value))
+            found[match[1]] = (found.get(match[1], (0,))[0] + 1, *value.shape[:2])
     return found
 
 
-def _describe(variant: dict[str, tuple[int, int]]) -> str:
-    return ', '.join(f'{count} of {width} channels' for count, width in variant.values())
+def _describe(variant: dict[str, tuple[int, ...]]) -> str:
+    return ', '.join('{} of {} channels expanded to {}'.format(*v) for v in variant.values())
 
 
 def load_pretrained(
