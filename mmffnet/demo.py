@@ -22,11 +22,10 @@ from PIL import Image
 from .datasets import CLASSES, PALETTE
 from .engine import runner
 
-Painter = Callable[[Axes], None]
+Painter = Callable[[Axes], Any]
 Curves = dict[str, np.ndarray]
 
 _COLOURS = [(red / 255, green / 255, blue / 255) for red, green, blue in PALETTE]
-_GREY = (0.45, 0.45, 0.45)
 _INK = '#222222'
 _SCORE = 0.5  # what is less certain is not drawn
 
@@ -135,8 +134,8 @@ def _detections(cfg: Config, out: str, most: int) -> tuple[list[list[Painter]], 
             for mask, (x1, y1, x2, y2), label, score in zip(*fields, strict=True)
             if score >= _SCORE
         ]
-        examples.append([_instances(image, truth), _instances(image, guess)])
-    return examples, ['truth', 'prediction']
+        examples.append([_picture(image), _instances(image, truth), _instances(image, guess)])
+    return examples, ['picture', 'truth', 'prediction']
 
 
 def _segmentations(cfg: Config, out: str, most: int) -> tuple[list[list[Painter]], list[str]]:
@@ -147,7 +146,7 @@ def _segmentations(cfg: Config, out: str, most: int) -> tuple[list[list[Painter]
     examples = []
     for path in _spread(sorted(Path(out).glob('*.png')), most):
         image, truth, guess = _read(images / path.name), _read(labels / path.name), _read(path)
-        examples.append([_labels(image), _labels(image, truth), _labels(image, guess)])
+        examples.append([_picture(image), _labels(image, truth), _labels(image, guess)])
     return examples, ['picture', 'truth', 'prediction']
 
 
@@ -162,24 +161,32 @@ def _read(path: str | Path) -> np.ndarray:
         return np.asarray(image)
 
 
+def _picture(image: np.ndarray) -> Painter:
+    return lambda ax: ax.imshow(image, interpolation='bicubic')
+
+
+def _faint(image: np.ndarray) -> np.ndarray:
+    """The picture in light greys, on which the colours of classes stand out."""
+    grey = image.mean(axis=2, keepdims=True) / 255
+    return np.repeat(0.35 + 0.6 * grey, 3, axis=2)
+
+
 def _instances(image: np.ndarray, instances: Sequence[tuple]) -> Painter:
     """Paints masks, boxes and names of instances: (mask, box, label, remark)."""
 
     def paint(ax: Axes) -> None:
-        ax.imshow(image, interpolation='bicubic')
+        ax.imshow(_faint(image), interpolation='bicubic')
         for mask, (x, y, width, height), label, _ in instances:
-            colour = _COLOURS[label]
             fill = np.zeros((*mask.shape, 4))
-            fill[mask > 0] = (*colour, 0.45)
+            fill[mask > 0] = (*_COLOURS[label], 0.6)
             ax.imshow(fill, interpolation='nearest')
             # pixels are centred on whole numbers
-            box = Rectangle((x - 0.5, y - 0.5), width, height, fill=False, ec='white', lw=2.2)
-            ax.add_patch(box)
-            ax.add_patch(Rectangle(box.get_xy(), width, height, fill=False, ec=colour, lw=1.3))
+            corner = (x - 0.5, y - 0.5)
+            ax.add_patch(Rectangle(corner, width, height, fill=False, ec=_COLOURS[label], lw=1.2))
         for _, (x, y, _, _), label, remark in instances:
             ax.text(
                 max(x, 0),
-                max(y, 9),
+                max(y, 10),
                 f'{CLASSES[label]} {remark}'.strip(),
                 size=6.5,
                 color='white',
@@ -191,20 +198,12 @@ def _instances(image: np.ndarray, instances: Sequence[tuple]) -> Painter:
     return paint
 
 
-def _labels(image: np.ndarray, labels: np.ndarray | None = None) -> Painter:
-    """Paints a label map over a faint picture; without one, the picture."""
-
-    def paint(ax: Axes) -> None:
-        if labels is None:
-            ax.imshow(image, interpolation='bicubic')
-            return
-        # 0 is what nobody labelled, 1 the background
-        table = np.array([(1, 1, 1), _GREY, *_COLOURS])
-        strength = np.array([0.0, 0.75, *[0.8] * len(_COLOURS)])[labels][..., None]
-        grey = np.repeat(image.mean(axis=2, keepdims=True) / 255, 3, axis=2)
-        ax.imshow(grey * (1 - strength) + table[labels] * strength, interpolation='nearest')
-
-    return paint
+def _labels(image: np.ndarray, labels: np.ndarray) -> Painter:
+    """Paints a label map: 0 is what nobody labelled, 1 the background."""
+    colours = np.array([(1, 1, 1), (1, 1, 1), *_COLOURS])[labels]
+    strength = np.array([1.0, 0.0, *[0.75] * len(_COLOURS)])[labels][..., None]
+    painted = _faint(image) * (1 - strength) + colours * strength
+    return lambda ax: ax.imshow(painted, interpolation='nearest')
 
 
 DEMOS = {
@@ -240,7 +239,7 @@ def draw_sheet(
         headline (str): Text above all.
         path (Path): The picture file to write.
     """
-    panel, near, far, margin, top, bottom = 1.7, 0.05, 0.3, 0.25, 0.75, 0.5
+    panel, near, far, margin, top, bottom = 1.7, 0.05, 0.3, 0.25, 0.75, 0.45
     panels = len(titles)
     columns = max(1, min(len(examples), round(8 / panels)))
     rows = max(1, -(-len(examples) // columns))

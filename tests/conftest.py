@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import importlib
 import os
 import random
 from pathlib import Path
@@ -48,3 +49,11 @@ def fixture_dir() -> Path:
     if not any(folder.glob('*.out.npz')):
         pytest.skip(f'MMFFNET_TEST_DATA: there is no {folder}/*.out.npz')
     return folder
+
+
+@pytest.fixture(scope='session')
+def toy() -> ModuleType:
+    """`tests/toy_training.py`, which processes can import, too."""
+    tests = str(Path(__file__).parent)
+    os.environ['PYTHONPATH'] = os.pathsep.join([tests, os.environ.get('PYTHONPATH', '')])
+    return importlib.import_module('toy_training')

@@ -65,7 +65,7 @@ def test_detections_are_drawn_where_they_are(tmp_path):
     panels = picture[int(height * 0.25) : int(height * 0.8)]
     left, right = panels[:, : width // 2], panels[:, width // 2 :]
     assert share(left, PALETTE[2]) == 0 and share(right, PALETTE[2]) > 0.005
-    blend = 0.55 * 128 + 0.45 * np.array(PALETTE[2])
+    blend = 0.4 * (0.35 * 255 + 0.6 * 128) + 0.6 * np.array(PALETTE[2])
     assert share(left, blend, 8) == 0 and share(right, blend, 8) > 0.1
 
 
@@ -74,9 +74,9 @@ def test_labels_are_drawn_in_their_colours(tmp_path):
     labels = np.ones((40, 40), np.uint8)
     labels[:20] = 6
     path = tmp_path / 'sheet.png'
-    demo.draw_sheet([[demo._labels(grey), demo._labels(grey, labels)]], ['a', 'b'], 'h', path)
+    demo.draw_sheet([[demo._picture(grey), demo._labels(grey, labels)]], ['a', 'b'], 'h', path)
     picture = pixels(path)
-    colour = 0.2 * 100 + 0.8 * np.array(PALETTE[4])
+    colour = 0.25 * (0.35 * 255 + 0.6 * 100) + 0.75 * np.array(PALETTE[4])
     half = picture.shape[1] // 2
     assert share(picture[:, :half], colour, 6) < 0.005 < 0.1 < share(picture[:, half:], colour, 6)
 

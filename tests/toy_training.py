@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import resource
+import runpy
 import signal
 import sys
 import time
@@ -32,6 +33,7 @@ from mmffnet.engine import find_checkpoint
 from mmffnet.engine.runner import build_runner, train_config
 
 torch.set_num_threads(1)
+TOOLS = Path(__file__).parents[1] / 'tools'
 ARCH = dict(depths=(1, 1, 1, 1), channels=(8, 16, 32, 64), stem_channels=8)
 
 
@@ -162,6 +164,13 @@ def train(cfg: Config, resume: str | None = None, *hooks: Hook) -> None:
     runner.train()
 
 
+def run_tool(name: str, folder: Path, *arguments: str) -> None:
+    """Runs one of the tools in a folder."""
+    os.chdir(folder)
+    sys.argv = [name, *arguments]
+    runpy.run_path(str(TOOLS / name), run_name='__main__')
+
+
 class At(Hook):
     """Does something at one point of a training, or whenever a file is written.
 
@@ -230,14 +239,15 @@ class Child:
 
     Args:
         log (Path): Where to write what it prints.
-        *args: The arguments of :func:`train`.
+        *args: The arguments of the function.
+        function (Callable): What it does. Defaults to :func:`train`.
     """
 
-    def __init__(self, log: Path, *args: Any) -> None:
+    def __init__(self, log: Path, *args: Any, function: Callable = train) -> None:
         context = multiprocessing.get_context('forkserver')
         context.set_forkserver_preload([__name__])
         self.log = log
-        self.process = context.Process(target=_run, args=(log, *args))
+        self.process = context.Process(target=_run, args=(function, log, *args))
         self.process.start()
 
     def signal(self, number: int) -> None:
@@ -260,11 +270,11 @@ class Child:
         return self.log.read_text()
 
 
-def _run(log: Path, *args: Any) -> None:
+def _run(function: Callable, log: Path, *args: Any) -> None:
     sys.stdout = sys.stderr = log.open('a', buffering=1)
     os.setsid()
     gc.freeze()  # mmengine collects garbage, and there is much to look through here
-    train(*args)
+    function(*args)
 
 
 def end_state(work_dir: Path) -> dict[str, Any]:

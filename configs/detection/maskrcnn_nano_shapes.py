@@ -2,8 +2,7 @@
 
 _base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', '../_base_/shapes_coco.py']
 
-# The pictures have 160 pixels, COCO's 800 to 1333: levels and proposals are scaled with them.
-extractor = dict(out_channels=64, finest_scale=28)
+# The pictures have 160 pixels, COCO's 800 to 1333: levels and proposals are made for that.
 model = dict(
     backbone=dict(_delete_=True, type='FFNet', arch='nano', drop_path_rate=0.0),
     neck=dict(
@@ -15,9 +14,9 @@ model = dict(
         anchor_generator=dict(scales=[5], strides=[4, 8, 16, 32]),
     ),
     roi_head=dict(
-        bbox_roi_extractor=extractor,
+        bbox_roi_extractor=dict(out_channels=64, finest_scale=28),
         bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=5),
-        mask_roi_extractor=extractor,
+        mask_roi_extractor=dict(out_channels=64),
         mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=32, num_classes=5),
     ),
     train_cfg=dict(

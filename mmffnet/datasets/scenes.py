@@ -126,9 +126,9 @@ class _Dice:
         p, q = self.integer(-spread, spread), 64
         return q * q - p * p, 2 * p * q, q * q + p * p
 
-    def colour(self, unlike: Sequence[np.ndarray], tries: int = 8) -> np.ndarray:
+    def colour(self, unlike: Sequence[np.ndarray]) -> np.ndarray:
         """Draw a few colours and keep the one that differs most from those in ``unlike``."""
-        candidates = self.integers(0, 255, (tries, 3))
+        candidates = self.integers(0, 255, (8, 3))
         distances = [min(int(np.abs(c - other).sum()) for other in unlike) for c in candidates]
         return candidates[distances.index(max(distances))]
 
@@ -221,14 +221,15 @@ class _Canvas:
         return Scene(image, instances, (self.owner > 0) & (labels[self.owner] == _LINE))
 
     def _outline(self, dice: _Dice, label: int, x: int, y: int, radius: int) -> np.ndarray:
-        """Draw the mask of a shape more or less upright."""
+        """Draw the mask of a shape that is more or less upright."""
         height, width = self.owner.shape
         reach = radius * 5 // 4 + 1  # further out than any corner
         top, left = max(0, y - reach), max(0, x - reach)
         window = np.s_[top : min(height, y + reach), left : min(width, x + reach)]
-        ys, xs = np.ogrid[window]
+        # 64 bits on every platform: the products below need more than 32
+        ys, xs = (axis.astype(np.int64) for axis in np.ogrid[window])
         right, down = 2 * (xs - x) + 1, 2 * (ys - y) + 1
-        cosine, sine, unit = dice.direction(spread=10)  # 18 degrees
+        cosine, sine, unit = dice.direction(spread=10)  # up to 18 degrees
         breadth = radius * dice.integer(80, 100) // 100
         u = (right * cosine + down * sine) * _UNIT // (2 * unit * breadth)
         v = (down * cosine - right * sine) * _UNIT // (2 * unit * radius)

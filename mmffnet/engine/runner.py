@@ -27,7 +27,7 @@ from .labels import check_labels
 
 _TTA_MODELS = {
     'mmdet': dict(
-        type='mmdet.DetTTAModel',
+        type='DetTTAModel',
         tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
     ),
     'mmseg': dict(type='mmseg.SegTTAModel'),
@@ -157,6 +157,10 @@ def test_config(
     """
     cfg.load_from = _checkpoint(checkpoint)
     _check_data(cfg, 'test')
+    if cfg.filename:
+        # mmengine writes the config to the work directory: not over that of the training
+        path = Path(cfg.filename)
+        object.__setattr__(cfg, '_filename', str(path.with_name(f'{path.stem}_test.py')))
     if tta:
         _use_tta(cfg)
     if show or show_dir:
@@ -280,12 +284,22 @@ def _replace_sync_bn(node: Any) -> bool:
     return found
 
 
+def _evaluators(cfg: Config) -> list:
+    evaluators = cfg.get('test_evaluator') or []
+    return evaluators if isinstance(evaluators, list) else [evaluators]
+
+
 def _use_tta(cfg: Config) -> None:
     scope = cfg.get('default_scope')
     dataset = _dataset(cfg, 'test')
     if 'tta_model' not in cfg:
         if scope not in _TTA_MODELS:
             raise UsageError(f"--tta needs a tta_model in a config of the scope '{scope}'")
+        if any('segm' in evaluator.get('metric', ()) for evaluator in _evaluators(cfg)):
+            raise UsageError(
+                'mmdet cannot average masks (--tta); for the boxes alone, add '
+                '--cfg-options model.roi_head.mask_head=None test_evaluator.metric=bbox'
+            )
         cfg.tta_model = _TTA_MODELS[scope]
     if 'tta_pipeline' not in cfg:
         *steps, pack = dataset.pipeline
@@ -309,12 +323,14 @@ def _show_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: 
     hook['enable' if scope == 'mmpretrain' else 'draw'] = True
     hook.update(show=show, wait_time=wait_time, interval=1)
     if show_dir and scope != 'mmseg':
-        hook['out_dir' if scope == 'mmpretrain' else 'test_out_dir'] = show_dir
+        # absolute, as mmdet puts a relative one below the time of the run in the work directory
+        hook['out_dir' if scope == 'mmpretrain' else 'test_out_dir'] = str(
+            Path(show_dir).absolute()
+        )
 
 
 def _keep_predictions(cfg: Config, out: str) -> None:
-    evaluators = cfg.get('test_evaluator') or []
-    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    evaluators = _evaluators(cfg)
     scope = cfg.get('default_scope')
     if scope == 'mmseg':
         for evaluator in evaluators:

@@ -226,7 +226,8 @@ def test_official_settings(name, drop_path):
     test = cfg.model.test_cfg.rcnn
     assert (test.score_thr, test.nms.iou_threshold, test.max_per_img) == (0.05, 0.5, 100)
     assert cfg.val_evaluator.metric == ['bbox', 'segm']
-    assert cfg.test_pipeline[1] == dict(type='Resize', scale=(1333, 800), keep_ratio=True)
+    resize = cfg.test_pipeline[1]
+    assert (resize.type, resize.scale, resize.keep_ratio) == ('Resize', (1333, 800), True)
 
 
 def _layer_scales(cfg):

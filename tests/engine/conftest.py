@@ -1,19 +1,8 @@
 """Fixtures for trainings that are killed, stopped and resumed."""
 
-import importlib
-import os
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-
-
-@pytest.fixture(scope='session')
-def toy() -> ModuleType:
-    """`tests/toy_training.py`, which processes can import, too."""
-    tests = str(Path(__file__).parents[1])
-    os.environ['PYTHONPATH'] = os.pathsep.join([tests, os.environ.get('PYTHONPATH', '')])
-    return importlib.import_module('toy_training')
 
 
 @pytest.fixture(scope='session')

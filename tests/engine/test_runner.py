@@ -2,9 +2,11 @@
 
 import copy
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
@@ -75,7 +77,8 @@ def test_options_of_test_for_mmdet(checkpoint):
     assert cfg.test_evaluator[-1] == dict(type='mmdet.DumpDetResults', out_file_path='out.pkl')
     assert cfg.test_evaluator[0].type == 'CocoMetric'
     hook = cfg.default_hooks.visualization
-    assert (hook.draw, hook.show, hook.test_out_dir, hook.wait_time) == (True, False, 'shown', 1.0)
+    assert (hook.draw, hook.show, hook.wait_time) == (True, False, 1.0)
+    assert hook.test_out_dir == str(Path('shown').absolute())
 
 
 def test_options_of_test_for_mmseg(checkpoint):
@@ -100,7 +103,7 @@ def test_options_of_test_for_mmpretrain(checkpoint):
     cfg = test_config(cfg, checkpoint, out='out.pkl', show_dir='shown')
     assert cfg.test_evaluator[-1] == dict(type='DumpResults', out_file_path='out.pkl')
     hook = cfg.default_hooks.visualization
-    assert (hook.enable, hook.out_dir) == (True, 'shown')
+    assert (hook.enable, hook.out_dir) == (True, str(Path('shown').absolute()))
 
 
 def test_tta_of_the_config_is_used(checkpoint):
@@ -118,8 +121,11 @@ def test_tta_flips_by_default(checkpoint):
     from mmdet.utils import register_all_modules
 
     register_all_modules(init_default_scope=False)
-    cfg = test_config(read(DETECTOR), checkpoint, tta=True)
-    assert cfg.model.type == 'mmdet.DetTTAModel'
+    with pytest.raises(UsageError, match='cannot average masks'):
+        test_config(read(DETECTOR), checkpoint, tta=True)
+    boxes = {'model.roi_head.mask_head': None, 'test_evaluator.metric': 'bbox'}
+    cfg = test_config(read(DETECTOR, **boxes), checkpoint, tta=True)
+    assert cfg.model.type == 'DetTTAModel'
     assert cfg.model.module.type == 'MaskRCNN'
     *_, augmentation = cfg.test_dataloader.dataset.pipeline
     image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
@@ -130,3 +136,43 @@ def test_tta_flips_by_default(checkpoint):
     first, second = (picture.numpy() for picture in packed['inputs'])
     assert (first == second[:, :, ::-1]).all()
     assert (first == image.transpose(2, 0, 1)).all()
+
+
+def test_resume_takes_the_newest_whole_checkpoint(tmp_path):
+    def resume():
+        cfg = train_config(Config(dict(work_dir=str(tmp_path), load_from='x.pth')), 'auto')
+        return cfg.get('resume', False), cfg.load_from
+
+    assert resume() == (False, 'x.pth')  # a job that was killed before its first checkpoint
+    path = tmp_path / 'epoch_1.pth'
+    torch.save({}, path)
+    assert resume() == (True, str(path))
+    path.write_bytes(b'')
+    with pytest.raises(UsageError, match='is whole: start without'):
+        resume()
+
+
+def test_training_hooks_in_any_config():
+    cfg = train_config(Config(dict(model=dict())), compile=True)
+    assert cfg.default_hooks == dict(checkpoint=dict(type='SafeCheckpointHook', interval=1))
+    added = ['ExactResumeHook', 'FiniteLossHook', 'CompileHook']
+    assert [hook.type for hook in cfg.custom_hooks] == added
+    assert cfg.custom_imports == dict(imports=['mmffnet'])
+
+    mine = dict(
+        default_hooks=dict(timer=dict(type='Timer'), checkpoint=dict(type='MyCheckpointHook')),
+        custom_hooks=[dict(type='EMAHook'), dict(type='FiniteLossHook', patience=3)],
+        custom_imports=dict(imports='mine', allow_failed_imports=False),
+    )
+    cfg = train_config(Config(copy.deepcopy(mine)))
+    assert cfg.default_hooks == mine['default_hooks']
+    assert cfg.custom_hooks == [*mine['custom_hooks'], dict(type='ExactResumeHook')]
+    assert cfg.custom_imports == dict(imports=['mmffnet', 'mine'], allow_failed_imports=False)
+    cfg = Config(dict(default_hooks=dict(checkpoint=None)))
+    assert train_config(cfg).default_hooks.checkpoint is None
+
+
+def test_fuse_and_compile_for_tests(checkpoint):
+    hooks = [dict(type='EMAHook'), dict(type='mmpretrain.EMAHook'), dict(type='Mine')]
+    cfg = test_config(Config(dict(custom_hooks=hooks)), checkpoint, fuse=True, compile=True)
+    assert [hook.type for hook in cfg.custom_hooks] == ['Mine', 'FuseHook', 'CompileHook']

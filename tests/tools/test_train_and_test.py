@@ -1,0 +1,162 @@
+"""tools/train.py and tools/test.py from the command line, alone and through their launchers."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+DETECTOR = 'detection/maskrcnn_ffnet2_coco.py'
+
+
+def tool(toy, folder, name, *arguments):
+    """Run a tool to its end: its exit status and what it printed."""
+    log = folder / f'log{len(list(folder.glob("log*")))}'
+    child = toy.Child(log, name, folder, *map(str, arguments), function=toy.run_tool)
+    return child.wait(), child.text
+
+
+def write_config(toy, folder, name, **changes):
+    cfg = toy.toy_config(folder / name, **changes)
+    cfg.log_level = 'INFO'
+    cfg.dump(folder / f'{name}.py')
+    return str(folder / f'{name}.py')
+
+
+def mean_score(text):
+    return re.findall(r'Epoch\(test\) .* mean: (\S+)', text)
+
+
+def test_missing_data_stop_training_at_once(toy, tmp_path):
+    pytest.importorskip('mmdet')
+    status, text = tool(toy, tmp_path, 'train.py', DETECTOR)
+    assert status == 2
+    assert text.startswith("train.py: error: the data folder 'data/coco/' does not exist (looked")
+    assert 'annotations/instances_train2017.json' in text
+    assert '`python tools/prepare_data.py coco` gets them' in text
+    assert text.count('\n') == 1  # nothing was built, nothing else is said
+    assert not (tmp_path / 'work_dirs').exists()
+
+
+def test_fused_model_scores_the_same(toy, tmp_path):
+    config = write_config(toy, tmp_path, 'toy')
+    assert tool(toy, tmp_path, 'train.py', config)[0] == 0
+    checkpoint = tmp_path / 'toy' / 'epoch_4.pth'
+    scores = []
+    for options in ([], ['--fuse']):
+        status, text = tool(toy, tmp_path, 'test.py', config, checkpoint, *options)
+        assert status == 0, text
+        scores += mean_score(text)
+    assert len(scores) == 2
+    assert scores[0] == scores[1]
+    # the config of the training is left as it was, for other tools
+    left = {path.name: path.read_text() for path in (tmp_path / 'toy').glob('*.py')}
+    assert left.keys() == {'toy.py', 'toy_test.py'}
+    assert 'SafeCheckpointHook' in left['toy.py']
+    assert 'FuseHook' in left['toy_test.py']
+
+
+def launch(script, *arguments, folder):
+    environment = {**os.environ, 'PYTHON': sys.executable, 'CUDA_VISIBLE_DEVICES': ''}
+    command = ['bash', script, *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_two_processes_train_as_one_does(toy, tmp_path):
+    """Same global batches, batch norms in eval mode: the same weights."""
+    ends = []
+    for name, size, norm in (('one', 4, 'BN'), ('two', 2, 'SyncBN')):
+        changes = {
+            'model.dropout': 0.0,
+            'model.backbone.drop_path_rate': 0.0,
+            'model.backbone.norm_eval': True,
+            'model.backbone.norm_cfg': dict(type=norm),
+            'train_dataloader.batch_size': size,
+            'train_dataloader.dataset.test_mode': True,  # no augmentation
+            'optim_wrapper.optimizer.type': 'SGD',
+        }
+        config = write_config(toy, tmp_path, name, **changes)
+        if name == 'one':
+            assert tool(toy, tmp_path, 'train.py', config)[0] == 0
+        else:
+            process = launch(toy.TOOLS / 'dist_train.sh', config, 2, folder=tmp_path)
+            text = process.communicate()[0]
+            assert process.returncode == 0, text
+            assert 'SyncBN needs GPUs: BN takes its place' in text
+        state = toy.end_state(tmp_path / name)
+        ends.append({k: v for k, v in state.items() if k.startswith('/state_dict')})
+    one, two = ends
+    assert one.keys() == two.keys()
+    largest = max(float((one[name] - two[name]).abs().max()) for name in one)
+    assert largest < 1e-5
+
+
+def test_two_processes_stop_together(toy, tmp_path):
+    options = {
+        'model.backbone.norm_eval': True,
+        'train_cfg.max_epochs': 1000,
+        'train_cfg.val_interval': 1000,
+        'default_hooks.checkpoint.interval': 1000,
+    }
+    config = write_config(toy, tmp_path, 'long', **options)
+    process = launch(toy.TOOLS / 'dist_train.sh', config, 2, folder=tmp_path)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if re.search(r'Epoch\(train\) +\[2\]', line):
+            process.send_signal(signal.SIGTERM)  # torchrun passes it on
+            break
+    text = ''.join(lines) + process.communicate()[0]
+    stopped = re.search(r'SIGTERM: stopped after iteration (\d+), which (\S+) holds', text)
+    assert stopped, text
+    assert toy.find_checkpoint(tmp_path / 'long') == stopped[2]
+
+
+@pytest.mark.parametrize(
+    ('script', 'arguments', 'expected'),
+    [
+        (
+            'slurm_train.sh',
+            ['part', 'job', 'c.py', 'work', '--amp'],
+            '-p part --job-name=job --gres=gpu:4 --ntasks=4 --ntasks-per-node=4 --cpus-per-task=5 '
+            '--kill-on-bad-exit=1 --qos x python -u TOOLS/train.py c.py --work-dir work '
+            '--launcher slurm --amp',
+        ),
+        (
+            'slurm_test.sh',
+            ['part', 'job', 'c.py', 'x.pth', '--fuse'],
+            '-p part --job-name=job --gres=gpu:4 --ntasks=4 --ntasks-per-node=4 --cpus-per-task=5 '
+            '--kill-on-bad-exit=1 --qos x python -u TOOLS/test.py c.py x.pth --launcher slurm '
+            '--fuse',
+        ),
+    ],
+)
+def test_slurm_scripts(toy, tmp_path, script, arguments, expected):
+    """With an srun that says what it is asked for: there is no cluster here."""
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\necho "$@"\n')
+    srun.chmod(0o755)
+    environment = {'PATH': f'{tmp_path}:/usr/bin:/bin', 'GPUS': '4', 'SRUN_ARGS': '--qos x'}
+    command = ['bash', toy.TOOLS / script, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected.replace('TOOLS', str(toy.TOOLS))
+
+
+@pytest.mark.parametrize('script', ['dist_train', 'dist_test', 'slurm_train', 'slurm_test'])
+def test_scripts_say_how_to_call_them(toy, script):
+    done = subprocess.run(
+        ['bash', toy.TOOLS / f'{script}.sh', 'one'], capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert f'{script}.sh' in done.stderr
+    assert 'usage: ' in done.stderr
+    assert os.access(toy.TOOLS / f'{script}.sh', os.X_OK)
