@@ -110,5 +110,8 @@ def test_a_mixer_of_the_default_scope_is_found():
 
     with DefaultScope.overwrite_default_scope('mmseg'):
         assert isinstance(build_mixer(dict(type='SegMixer'), 4), SegMixer)
-    with pytest.raises(ValueError, match='not registered'):
+    with (
+        DefaultScope.overwrite_default_scope('mmengine'),
+        pytest.raises(ValueError, match='not registered'),
+    ):
         build_mixer(dict(type='SegMixer'), 4)
