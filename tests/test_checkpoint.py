@@ -290,9 +290,7 @@ def test_load_from_refuses_another_variant(arch, blocks, source, tmp_path):
     model.backbone = build(arch)
     state = {'backbone.' + k: v for k, v in official_classifier(source).items()}
     torch.save({'state_dict': state}, tmp_path / 'other.pth')
-    with pytest.raises(
-        ValueError, match=f'another variant .*backbone.*2 of 32 channels.*{blocks}'
-    ):
+    with pytest.raises(ValueError, match=f'another variant .*backbone.*2 of 32 channels.*{blocks}'):
         load_checkpoint(model, str(tmp_path / 'other.pth'))
 
 

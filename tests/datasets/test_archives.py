@@ -359,7 +359,7 @@ def test_killed_at_any_moment_a_folder_is_complete_or_not_there(tmp_path):
     killed = 0
     for moment in range(10):
         out = tmp_path / f'out{moment}'
-        killed += run_for(duration * moment / 10, path, out)
+        killed += run_for(duration * 0.6**moment, path, out)
         assert not (out / 'x').exists() or tree(out / 'x') == tree(tmp_path / 'whole' / 'x')
         unpack(path, out, ['x'])
         assert tree(out) == files
