@@ -281,7 +281,7 @@ def end_state(work_dir: Path) -> dict[str, Any]:
     """All that was trained, from the newest checkpoint: weights, averages, optimizer, schedules."""
     checkpoint = read_checkpoint(find_checkpoint(work_dir))
     names = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
-    return dict(_flatten({name: checkpoint[name] for name in names}, ''))
+    return dict(_flatten({name: checkpoint.get(name) for name in names}, ''))
 
 
 def _flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -67,7 +67,8 @@ class SafeCheckpointHook(CheckpointHook):
     Args:
         *args: As for mmengine's CheckpointHook.
         **kwargs: As for mmengine's CheckpointHook. With ``backend_args``, ``file_client_args`` or a
-            remote ``out_dir``, whether files are whole is up to that storage.
+            remote ``out_dir``, whether files are whole is up to that storage, and with
+            FlexibleRunner up to its strategy.
     """
 
     backend_args: dict | None
@@ -83,6 +84,7 @@ class SafeCheckpointHook(CheckpointHook):
         self._signal = 0
         self._handlers: dict[int, Any] = {}
         self._saved = -1  # the number of iterations in the newest checkpoint
+        self._place: dict[str, int] = {}  # the epoch and iteration of the one being written
 
     def before_run(self, runner: Runner) -> None:
         if runner._resume is True and runner._load_from is None:
@@ -104,10 +106,15 @@ class SafeCheckpointHook(CheckpointHook):
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._handlers[number] = signal.signal(number, self._ask_to_stop)
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        # FlexibleRunner works it out anew, and is ahead after a validation
+        checkpoint['meta'].update(self._place)
+
     def after_train(self, runner: Runner) -> None:
         super().after_train(runner)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        barrier()  # a process that is gone can take the connections of the others with it
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         super().after_train_iter(runner, *args, **kwargs)
@@ -144,7 +151,8 @@ class SafeCheckpointHook(CheckpointHook):
     def _save(self, runner: Runner, filename: str, meta: dict, by_epoch: bool) -> None:
         self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        self._saved = meta['iter']
+        self._place = self._place or dict(meta)
+        self._saved = self._place['iter']
         runner.save_checkpoint(
             self.out_dir,
             filename,
@@ -156,6 +164,7 @@ class SafeCheckpointHook(CheckpointHook):
             backend_args=self.backend_args,
             **self.args,
         )
+        self._place = {}
         if is_main_process():
             with whole_file(Path(runner.work_dir, 'last_checkpoint')) as file:
                 file.write(self.last_ckpt.encode())
@@ -178,8 +187,10 @@ class SafeCheckpointHook(CheckpointHook):
                 path.unlink(missing_ok=True)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        self._place = dict(epoch=runner.epoch, iter=runner.iter)
         with self._removing_last():
             super()._save_best_checkpoint(runner, metrics)
+        self._place = {}
 
     @contextmanager
     def _removing_last(self) -> Iterator[None]:

@@ -152,7 +152,8 @@ class ExactResumeHook(Hook):
         sampler_cfg = cfg.get('sampler') if isinstance(cfg, dict) else None
         if not isinstance(sampler_cfg, dict) or loader.batch_sampler is None:
             runner.logger.warning(
-                'ExactResumeHook does nothing: it needs a train_dataloader whose sampler is a dict'
+                'ExactResumeHook leaves the data as they are: it needs a train_dataloader with a '
+                'sampler that is a dict'
             )
             return
         name_bad_samples(loader.dataset)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
+from torch import nn
 from torch.utils.data import DataLoader
 
 _LOOKED_AT = 30  # label files that are read before anything else
@@ -140,7 +141,8 @@ def check_labels(runner: Any) -> None:
 
 def _build_dataloader(runner: Any, build: Callable, *args: Any, **kwargs: Any) -> DataLoader:
     loader = build(*args, **kwargs)
-    ignored = {getattr(module, 'ignore_index', None) for module in runner.model.modules()}
+    modules = runner.model.modules() if isinstance(runner.model, nn.Module) else ()  # not yet built
+    ignored = {getattr(module, 'ignore_index', None) for module in modules}
     for dataset in _segmentation_sets(loader.dataset):
         check_dataset(dataset, [value for value in ignored if isinstance(value, int)])
     return loader

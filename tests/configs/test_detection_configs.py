@@ -10,7 +10,15 @@ import torch
 from mmengine.config import Config
 from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
+from mmengine.registry import (
+    FUNCTIONS,
+    HOOKS,
+    MODELS,
+    PARAM_SCHEDULERS,
+    RUNNERS,
+    TRANSFORMS,
+    DefaultScope,
+)
 from mmengine.structures import InstanceData
 from torch import nn
 
@@ -43,7 +51,8 @@ def build(cfg, device='cpu'):
 
 
 def test_what_is_there():
-    others = ['detection/maskrcnn_ffnet2_3x_coco.py', 'detection/rtmdet_ffnet2_coco.py']
+    others = ['maskrcnn_ffnet2_3x', 'maskrcnn_ffnet4_fsdp', 'rtmdet_ffnet2']
+    others = [f'detection/{name}_coco.py' for name in others]
     assert sorted(CONFIGS) == sorted([*ONE_X, *CASCADES, *others])
 
 
@@ -336,3 +345,15 @@ def test_official_detectors_fit(name, variant, official):
     for i, channels in enumerate(official.ARCHS[f'ffnet_{variant}'].dims):
         expected[f'neck.lateral_convs.{i}.conv.weight'] = (256, channels, 1, 1)
     assert {key: tuple(value.shape) for key, value in state.items()} == expected
+
+
+def test_sharded_training_builds(tmp_path):
+    """All that can be seen without GPUs: mmengine takes the strategy and its settings."""
+    cfg = read('detection/maskrcnn_ffnet4_fsdp_coco.py')
+    cfg.work_dir = str(tmp_path)
+    built = RUNNERS.build(cfg)
+    assert type(built.strategy).__name__ == 'FSDPStrategy'
+    assert built.strategy._is_full_state_dict()
+    policy = dict(built.strategy.model_wrapper['auto_wrap_policy'])
+    assert callable(FUNCTIONS.get(policy.pop('type')))
+    assert policy == dict(min_num_params=5_000_000)

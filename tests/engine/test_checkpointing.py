@@ -38,6 +38,27 @@ def test_killed_and_resumed_ends_the_same(
     assert list(tmp_path.glob('.*.tmp')) == []
 
 
+def test_killed_with_a_flexible_runner(toy, tmp_path):
+    """It saves after a validation, too, for a new best score: with the wrong epoch, if let be."""
+
+    def train(name, *hooks):
+        cfg = toy.toy_config(tmp_path / name, workers=2, runner_type='FlexibleRunner')
+        cfg.strategy = dict(type='SingleDeviceStrategy')
+        cfg.env_cfg = dict()
+        cfg.custom_hooks = []  # this runner knows no moving averages when it resumes
+        child = toy.Child(tmp_path / 'log', cfg, 'auto', *hooks)
+        return child.wait(), child.text
+
+    status, text = train('whole')
+    assert status == 0, text
+    status, text = train('killed', toy.At('before_train_iter', 7, toy.kill))
+    assert status == -signal.SIGKILL, text
+    status, text = train('killed')
+    assert status == 0, text
+    ends = [toy.end_state(tmp_path / name) for name in ('whole', 'killed')]
+    assert toy.differences(*ends) == []
+
+
 @pytest.mark.parametrize(
     ('by_epoch', 'number'), [(True, signal.SIGTERM), (False, signal.SIGINT)], ids=['term', 'int']
 )

@@ -90,7 +90,7 @@ def test_two_processes_train_as_one_does(toy, tmp_path):
         else:
             process = launch(toy.TOOLS / 'dist_train.sh', config, 2, folder=tmp_path)
             text = process.communicate()[0]
-            assert process.returncode == 0, text
+            assert process.returncode == 0, text[-4000:]
             assert 'SyncBN needs GPUs: BN takes its place' in text
         state = toy.end_state(tmp_path / name)
         ends.append({k: v for k, v in state.items() if k.startswith('/state_dict')})
