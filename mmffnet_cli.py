@@ -15,7 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-TOOLS = {'train': 'train a model from a config', 'test': 'evaluate a checkpoint'}
+TOOLS = {
+    'train': 'train a model from a config',
+    'test': 'evaluate a checkpoint',
+    'prepare-data': 'fetch COCO, ADE20K or Cityscapes and lay it out',
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,7 +67,8 @@ def _complain(message: str) -> int:
 
 
 def _run_tool(name: str, arguments: Sequence[str]) -> None:
-    tool = runpy.run_path(_definitions('paths')['tools_path'](f'{name}.py'))
+    file = name.replace('-', '_')
+    tool = runpy.run_path(_definitions('paths')['tools_path'](f'{file}.py'))
     tool['main'](arguments, prog=f'mmffnet {name}')
 
 

@@ -186,6 +186,7 @@ def toy(tmp_path, monkeypatch):
     ('arguments', 'message'),
     [
         (['train'], 'required: config'),
+        (['prepare-data', 'imagenet'], "invalid choice: 'imagenet'"),
         (['train', 'none.py'], "there is no config file 'none.py'"),
         (['train', 'maskrcnn_ffnet2_coco'], f'did you mean {DETECTOR}'),
         (['train', 'broken.py'], 'cannot read the config broken.py: SyntaxError'),

@@ -3,11 +3,13 @@
 What is there already is kept; an interrupted call is completed by the next one.
 """
 
+from collections.abc import Sequence
+
 from mmffnet_cli import Parser
 
 
-def main() -> None:
-    parser = Parser(description=__doc__)
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    parser = Parser(prog=prog, description=__doc__)
     parser.add_argument('dataset', choices=['coco', 'ade20k', 'cityscapes'])
     parser.add_argument(
         '--root', default='data', metavar='DIR', help='the folder of all data sets (default: data)'
@@ -26,7 +28,7 @@ def main() -> None:
     parser.add_argument(
         '--force', action='store_true', help="replace files that differ from the archives'"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     try:
         from mmffnet.datasets.prepare import DATASETS, PreparationError, prepare
