@@ -23,6 +23,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument('--fuse', action='store_true', help='re-parameterise the model first')
     parser.add_argument('--compile', action='store_true', help='compile backbone and neck')
     parser.add_argument(
+        '--channels-last', action='store_true', help='use the memory format channels_last'
+    )
+    parser.add_argument(
         '--cfg-options',
         nargs='+',
         default=[],
@@ -50,6 +53,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             args.tta,
             args.fuse,
             args.compile,
+            args.channels_last,
         )
         built = runner.build_runner(cfg)
     except runner.UsageError as error:

@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     )
     parser.add_argument('--compile', action='store_true', help='compile backbone and neck')
     parser.add_argument(
+        '--channels-last', action='store_true', help='use the memory format channels_last'
+    )
+    parser.add_argument(
         '--cfg-options',
         nargs='+',
         default=[],
@@ -44,7 +47,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         parser.error(f'mmffnet cannot be imported: {error}')
     try:
         cfg = runner.read_config(args.config, args.cfg_options, args.work_dir, args.launcher)
-        runner.train_config(cfg, args.resume, args.amp, args.auto_scale_lr, args.compile)
+        runner.train_config(
+            cfg, args.resume, args.amp, args.auto_scale_lr, args.compile, args.channels_last
+        )
         built = runner.build_runner(cfg)
     except runner.UsageError as error:
         parser.error(str(error))

@@ -44,7 +44,8 @@ test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
-    paramwise_cfg=dict(flat_decay_mult=0.0),
+    constructor='LayerDecayConstructor',
+    paramwise_cfg=dict(layer_decay_rate=1.0),  # the same for all layers
     clip_grad=dict(max_norm=10),
 )
 param_scheduler = [
@@ -59,4 +60,5 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )
+custom_hooks = [dict(type='ChannelsLastHook')]  # a fifth faster on CPUs
 randomness = dict(seed=0)

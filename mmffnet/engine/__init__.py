@@ -1,12 +1,13 @@
 """Running configs; importing this registers the hooks and the optimizer constructor in mmengine."""
 
 from .checkpointing import SafeCheckpointHook, find_checkpoint
-from .hooks import CompileHook, ExactResumeHook, FiniteLossHook, FuseHook
+from .hooks import ChannelsLastHook, CompileHook, ExactResumeHook, FiniteLossHook, FuseHook
 from .labels import LoadCheckedLabels
 from .layer_decay import LayerDecayConstructor
 from .pictures import SegPicturesHook
 
 __all__ = [
+    'ChannelsLastHook',
     'CompileHook',
     'ExactResumeHook',
     'FiniteLossHook',

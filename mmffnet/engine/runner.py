@@ -87,6 +87,7 @@ def train_config(
     amp: bool = False,
     auto_scale_lr: bool = False,
     compile: bool = False,
+    channels_last: bool = False,
 ) -> Config:
     """Apply the options of ``tools/train.py`` to a config, in place.
 
@@ -101,6 +102,7 @@ def train_config(
         auto_scale_lr (bool): Whether to scale the learning rate with the batch size. Defaults
             to False.
         compile (bool): Whether to compile backbone and neck. Defaults to False.
+        channels_last (bool): Whether to use the memory format channels_last. Defaults to False.
 
     Raises:
         UsageError: If data are missing, or an option does not fit the config.
@@ -121,8 +123,7 @@ def train_config(
     if resume is not None:
         _resume(cfg, resume)
     _add_training_hooks(cfg)
-    if compile:
-        _add_hook(cfg, 'CompileHook')
+    _add_speed_hooks(cfg, compile, channels_last)
     return cfg
 
 
@@ -136,6 +137,7 @@ def test_config(
     tta: bool = False,
     fuse: bool = False,
     compile: bool = False,
+    channels_last: bool = False,
 ) -> Config:
     """Apply the options of ``tools/test.py`` to a config, in place.
 
@@ -151,6 +153,7 @@ def test_config(
             has a ``tta_pipeline``. Defaults to False.
         fuse (bool): Whether to re-parameterise the model first. Defaults to False.
         compile (bool): Whether to compile backbone and neck. Defaults to False.
+        channels_last (bool): Whether to use the memory format channels_last. Defaults to False.
 
     Raises:
         UsageError: If data are missing, or an option does not fit the config.
@@ -172,8 +175,7 @@ def test_config(
         hooks = cfg.get('custom_hooks') or []
         cfg.custom_hooks = [h for h in hooks if not str(_type(h)).endswith('EMAHook')]
         _add_hook(cfg, 'FuseHook')
-    if compile:
-        _add_hook(cfg, 'CompileHook')
+    _add_speed_hooks(cfg, compile, channels_last)
     return cfg
 
 
@@ -246,6 +248,13 @@ def _add_hook(cfg: Config, name: str, **settings: Any) -> None:
     modules = imports['imports'] if isinstance(imports['imports'], list) else [imports['imports']]
     if 'mmffnet' not in modules:
         cfg.custom_imports = dict(imports, imports=['mmffnet', *modules])
+
+
+def _add_speed_hooks(cfg: Config, compile: bool, channels_last: bool) -> None:
+    if compile:
+        _add_hook(cfg, 'CompileHook')
+    if channels_last:
+        _add_hook(cfg, 'ChannelsLastHook')
 
 
 def _add_training_hooks(cfg: Config) -> None:

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils.data import BatchSampler
 
 import mmffnet
-from mmffnet.engine import CompileHook, FuseHook
+from mmffnet.engine import ChannelsLastHook, CompileHook, FuseHook
 from mmffnet.engine.hooks import _Batches, seed_generators
 
 
@@ -169,3 +169,15 @@ def test_fuse_before_test():
     for one, other in zip(model(image), expected, strict=True):
         assert torch.allclose(one, other, atol=1e-4)
     assert mmffnet.reparameterize(model) is model
+
+
+def test_channels_last_everywhere():
+    model = torch.nn.Sequential(MODELS.build(dict(type='FFNet', arch='nano'))).eval()
+    image = torch.rand(2, 3, 64, 64)
+    expected = model(image)
+    FuseHook().before_test(Runner(model))
+    ChannelsLastHook().before_test(Runner(model))
+    for one, other in zip(model(image), expected, strict=True):
+        assert one.is_contiguous(memory_format=torch.channels_last) and not one.is_contiguous()
+        assert torch.allclose(one, other, atol=1e-4)
+    assert ChannelsLastHook.priority == 'LOW' and FuseHook.priority == 'NORMAL'

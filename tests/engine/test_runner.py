@@ -172,7 +172,11 @@ def test_training_hooks_in_any_config():
     assert train_config(cfg).default_hooks.checkpoint is None
 
 
-def test_fuse_and_compile_for_tests(checkpoint):
+def test_fast_forms(checkpoint):
     hooks = [dict(type='EMAHook'), dict(type='mmpretrain.EMAHook'), dict(type='Mine')]
-    cfg = test_config(Config(dict(custom_hooks=hooks)), checkpoint, fuse=True, compile=True)
-    assert [hook.type for hook in cfg.custom_hooks] == ['Mine', 'FuseHook', 'CompileHook']
+    speed = dict(compile=True, channels_last=True)
+    cfg = test_config(Config(dict(custom_hooks=hooks)), checkpoint, fuse=True, **speed)
+    added = ['FuseHook', 'CompileHook', 'ChannelsLastHook']
+    assert [hook.type for hook in cfg.custom_hooks] == ['Mine', *added]
+    added[0:1] = ['ExactResumeHook', 'FiniteLossHook']
+    assert [hook.type for hook in train_config(Config(), **speed).custom_hooks] == added
