@@ -3,6 +3,8 @@
 import ast
 import functools
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -448,3 +450,34 @@ def test_cityscapes_pipelines(tmp_path):
     assert cfg.model.test_cfg == dict(mode='slide', crop_size=(1024, 1024), stride=(768, 768))
     scales = [step.scale for step in cfg.tta_pipeline[1].transforms[0]]
     assert scales == [(2048 * r, 1024 * r) for r in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)]
+
+
+_ALONE = """
+import sys
+
+sys.modules['mmdet'] = sys.modules['mmpretrain'] = None  # not installed
+import torch
+from mmengine.registry import MODELS, init_default_scope
+
+from mmffnet.engine import runner
+
+torch.set_num_threads(1)
+small = [f'{part}_dataloader.dataset.{name}' for part in ('train', 'val', 'test') for name in (
+    'data_root=shapes', 'shapes.train=8', 'shapes.val=2', 'shapes.size=64')]
+small += ['model.data_preprocessor.size=(64,64)', 'train_cfg.max_iters=2']
+cfg = runner.read_config('segmentation/semfpn_nano_shapes.py', small, 'work')
+runner.build_runner(runner.train_config(cfg)).train()
+cfg = runner.read_config('segmentation/semfpn_nano_shapes.py', small, 'work')
+found = runner.build_runner(runner.test_config(cfg, 'work/iter_2.pth', fuse=True)).test()
+assert 0 <= found['mIoU'] <= 100
+for name in ('upernet_ffnet2', 'ffnetseg', 'segformer_ffnet2'):
+    with torch.device('meta'):
+        MODELS.build(runner.read_config(f'segmentation/{name}_ade20k.py').model)
+"""
+
+
+def test_without_mmdet_and_mmpretrain(tmp_path):
+    command = [sys.executable, '-c', _ALONE]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'work' / 'iter_2.pth').is_file()
