@@ -101,7 +101,7 @@ def draw_segmentation(
         ax = figure.add_axes((*(corner / size), *(np.array([width, height]) / size)))
         ax.imshow(panel, aspect='auto', extent=(0, image.shape[1], image.shape[0], 0))
         ax.set_axis_off()
-        for x, y, label in _find_places(maps[title], number) if title in maps else ():
+        for x, y, label in find_places(maps[title], number) if title in maps else ():
             box = dict(facecolor='white', edgecolor='none', alpha=0.75, pad=1.2)
             ax.text(x, y, classes[label], size=7, color=_INK, ha='center', va='center', bbox=box)
         if title == 'prediction' and 'ground truth' in maps:
@@ -140,7 +140,7 @@ def _paint(image: np.ndarray, labels: np.ndarray, table: np.ndarray) -> np.ndarr
     return painted
 
 
-def _find_places(labels: np.ndarray, number: int) -> Iterator[tuple[float, float, int]]:
+def find_places(labels: np.ndarray, number: int) -> Iterator[tuple[float, float, int]]:
     """Where names fit: the innermost point (x, y) of each class that covers a good part."""
     import cv2
 

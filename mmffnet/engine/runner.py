@@ -67,14 +67,14 @@ def read_config(
             warnings.filterwarnings('ignore', 'pkg_resources is deprecated')  # by mmengine, often
             cfg = Config.fromfile(path)
     except Exception as error:  # a config is code: anything can go wrong in it
-        raise UsageError(f'cannot read the config {path}: {_describe(error)}') from error
+        raise UsageError(f'cannot read the config {path}: {describe_error(error)}') from error
     for option in cfg_options:
         try:
             cfg.merge_from_dict(_parse_option(option))
         except Exception as error:  # mmengine checks neither the syntax nor the place of a setting
             raise UsageError(
                 f"cannot apply --cfg-options '{option}': it must be key=value and fit the config "
-                f'({_describe(error)})'
+                f'({describe_error(error)})'
             ) from error
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(path).stem))
@@ -158,14 +158,14 @@ def test_config(
     Raises:
         UsageError: If data are missing, or an option does not fit the config.
     """
-    cfg.load_from = _checkpoint(checkpoint)
+    cfg.load_from = check_checkpoint(checkpoint)
     _check_data(cfg, 'test')
     if cfg.filename:
         # mmengine writes the config to the work directory: not over that of the training
         path = Path(cfg.filename)
         object.__setattr__(cfg, '_filename', str(path.with_name(f'{path.stem}_test.py')))
     if tta:
-        _use_tta(cfg)
+        use_tta(cfg)
     if show or show_dir:
         _show_predictions(cfg, show, show_dir, wait_time)
     if out:
@@ -189,7 +189,7 @@ def build_runner(cfg: Config) -> Runner:
     return runner
 
 
-def _describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """The first line that says something, after the type unless that is all there is."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
@@ -201,13 +201,14 @@ def _parse_option(option: str) -> dict[str, Any]:
     return namespace.options
 
 
-def _checkpoint(name: str) -> str:
+def check_checkpoint(name: str) -> str:
+    """Returns the name of a checkpoint, or raises UsageError if it is a file that is not there."""
     if '://' not in name and not Path(name).expanduser().is_file():
         raise UsageError(f"there is no checkpoint file '{name}'")
     return name
 
 
-def _dataset(cfg: Config, part: str) -> ConfigDict:
+def innermost_dataset(cfg: Config, part: str) -> ConfigDict:
     """The innermost data set of a data loader: wrappers hold theirs in ``dataset``."""
     dataset = cfg.get(f'{part}_dataloader') or {}
     while isinstance(dataset.get('dataset'), dict):
@@ -232,7 +233,7 @@ def _resume(cfg: Config, resume: str) -> None:
             print_log(message, 'current', logging.WARNING)
             return
         resume = found
-    cfg.resume, cfg.load_from = True, _checkpoint(resume)
+    cfg.resume, cfg.load_from = True, check_checkpoint(resume)
 
 
 def _type(hook: Any) -> Any:
@@ -298,9 +299,10 @@ def _evaluators(cfg: Config) -> list:
     return evaluators if isinstance(evaluators, list) else [evaluators]
 
 
-def _use_tta(cfg: Config) -> None:
+def use_tta(cfg: Config) -> None:
+    """Wraps the model for test-time augmentation and exchanges the test pipeline, in place."""
     scope = cfg.get('default_scope')
-    dataset = _dataset(cfg, 'test')
+    dataset = innermost_dataset(cfg, 'test')
     if 'tta_model' not in cfg:
         if scope not in _TTA_MODELS:
             raise UsageError(f"--tta needs a tta_model in a config of the scope '{scope}'")

@@ -1,0 +1,140 @@
+"""Models that left PyTorch, on pictures: the files of ``tools/export.py``."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmcv
+import numpy as np
+from mmcv import transforms
+
+from mmffnet.deploy import runtimes
+from mmffnet.engine.runner import UsageError
+
+from .models import Arrays
+from .painting import Legend
+
+_GROUND = (104, 116, 124)  # about the mean of photographs: what is added where pictures are small
+
+
+def is_exported(path: str) -> bool:
+    """Tell by its ending whether a file is an exported model."""
+    return Path(path).suffix in ('.onnx', '.xml', '.torchscript', '.pt2')
+
+
+class ExportedModel:
+    """An exported model; neither the config nor mmdet, mmseg or mmpretrain is needed.
+
+    Pictures are resized as the config says, and what is found is given in their own pixels. Where
+    the file takes pictures of one size only, they are made to fit into it.
+
+    Args:
+        path (str): The file.
+        device (str, optional): Where to run. Defaults to None, the CPU.
+
+    Raises:
+        UsageError: If the file cannot be used.
+    """
+
+    def __init__(self, path: str, device: str | None = None) -> None:
+        try:
+            self.exported = runtimes.load_exported(path, device or 'cpu')
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            raise UsageError(str(error)) from error
+        meta = self.exported.meta
+        self.task = meta['task']
+        if self.task == 'features':
+            raise UsageError(f'{path} is a bare backbone: it predicts nothing')
+        self.loading: dict[str, str] = {}
+        self.legend = Legend(meta['classes'] or (), meta['palette'] or ())
+
+    def predict(self, pictures: Sequence[np.ndarray]) -> list[Arrays]:
+        prepared = [self._prepare(picture) for picture in pictures]
+        results: list[Arrays] = []
+        number = self.exported.meta['batch']
+        for _, group in groupby(prepared, lambda one: one[0].shape):
+            arrays, sizes = zip(*group, strict=True)
+            step = number or len(arrays)
+            for start in range(0, len(arrays), step):
+                part = list(arrays[start : start + step])
+                filled = part + part[:1] * (step - len(part))
+                found = self.exported(np.stack(filled))
+                for i in range(len(part)):
+                    one = {name: value[i] for name, value in found.items()}
+                    picture = pictures[len(results)]
+                    results.append(self._restore(one, picture.shape, sizes[start + i]))
+        return results
+
+    def _prepare(self, picture: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        """What the model gets, and how much of that is the resized picture (height, width)."""
+        meta = self.exported.meta
+        size = picture.shape[:2]
+        for step in meta['resize']:
+            picture = resize(picture, step)
+            if not step['type'].endswith('Pad'):
+                size = picture.shape[:2]
+        if meta['height'] and meta['width']:
+            wanted = (meta['height'], meta['width'])
+            if any(a > b for a, b in zip(picture.shape, wanted, strict=False)):
+                before = picture.shape[0]
+                picture = mmcv.imrescale(picture, wanted[::-1])
+                factor = picture.shape[0] / before
+                size = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
+        else:
+            wanted = (meta['min_size'], meta['min_size'])
+        height, width = picture.shape[:2]
+        below, right = max(0, wanted[0] - height), max(0, wanted[1] - width)
+        kind = cv2.BORDER_CONSTANT
+        padded = cv2.copyMakeBorder(picture, 0, below, 0, right, kind, value=_GROUND)
+        return padded[..., ::-1].transpose(2, 0, 1), size
+
+    def _restore(self, found: Arrays, shape: Sequence[int], size: tuple[int, int]) -> Arrays:
+        """What was found, in the pixels of the picture that was given."""
+        height, width = size
+        if self.task == 'segmentation':
+            labels = found['labels'][:height, :width].astype(np.int32)
+            full = cv2.resize(labels, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST)
+            return dict(labels=full.astype(np.int64))
+        if self.task == 'detection':
+            kept = found['labels'] >= 0
+            found = {name: value[kept] for name, value in found.items()}
+            scale = np.array([shape[1] / width, shape[0] / height] * 2, np.float32)
+            limits = np.array([shape[1], shape[0]] * 2, np.float32)
+            found['boxes'] = np.clip(found['boxes'] * scale, 0, limits)
+            if 'masks' in found:
+                masks = (found['masks'], found['boxes'], shape[0], shape[1])
+                found['masks'] = runtimes.paste_masks(*masks)
+        return found
+
+
+def resize(picture: np.ndarray, step: dict[str, Any]) -> np.ndarray:
+    """One step of a test pipeline that changes the size of pictures."""
+    step = _with_tuples(step)
+    kind = step.pop('type').rpartition('.')[2]
+    if kind == 'ResizeEdge':  # mmpretrain's, which need not be installed
+        height, width = picture.shape[:2]
+        edge, length = step.pop('edge', 'short'), step.pop('scale')
+        by_width = edge == 'width' or (edge == 'short' and width < height)
+        if by_width or (edge == 'long' and width > height):
+            step['scale'] = (length, int(length * height / width))
+        else:
+            step['scale'] = (int(length * width / height), length)
+        kind = 'Resize'
+    if kind == 'ResizeToMultiple':  # mmseg's
+        divisor, mode = step.get('size_divisor', 32), step.get('interpolation', 'bilinear')
+        return mmcv.imresize_to_multiple(picture, divisor, scale_factor=1, interpolation=mode)
+    known = dict(Resize=transforms.Resize, CenterCrop=transforms.CenterCrop, Pad=transforms.Pad)
+    if kind not in known:
+        raise UsageError(
+            f'exported models with the step {kind} in their pipeline are not supported'
+        )
+    return known[kind](**step)(dict(img=picture))['img']
+
+
+def _with_tuples(value: Any) -> Any:
+    """JSON has lists alone, transforms want tuples."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

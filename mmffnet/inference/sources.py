@@ -1,0 +1,253 @@
+"""What to look at: pictures, folders, patterns, videos and cameras, as one stream of pictures."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmcv
+import numpy as np
+
+from mmffnet.engine.runner import UsageError
+
+PICTURES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
+VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
+
+
+@dataclass(frozen=True)
+class Video:
+    """Where a frame comes from.
+
+    Args:
+        name (str): Name of the video among the results.
+        fps (float): Frames per second.
+    """
+
+    name: str
+    fps: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was read.
+
+    Args:
+        name (str): Its name among the results, with '/' between folders. Those of different
+            pictures differ in more than the ending.
+        pixels (np.ndarray): (H, W, 3) uint8, in the order B, G, R, as OpenCV has it.
+        video (Video, optional): The video that it is a frame of. Defaults to None.
+        frame (int): Its number in the video, from 0. Defaults to 0.
+    """
+
+    name: str
+    pixels: np.ndarray
+    video: Video | None = None
+    frame: int = 0
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Something that should be a picture or a video and could not be read.
+
+    Args:
+        where (str): Its path.
+        why (str): What is wrong.
+    """
+
+    where: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, camera or array to read.
+
+    Args:
+        where (str | int | np.ndarray): A path, the index of a camera or the picture itself.
+        name (str): Its name among the results.
+    """
+
+    where: str | int | np.ndarray
+    name: str
+
+    @property
+    def moving(self) -> bool:
+        """Whether it is a video or a camera."""
+        if isinstance(self.where, str):
+            return self.where.lower().endswith(VIDEOS)
+        return isinstance(self.where, int)
+
+
+def find_sources(inputs: Any, out_dir: str | os.PathLike | None = None) -> list[Source]:
+    """Find all pictures, videos and cameras that are meant.
+
+    Args:
+        inputs (str | Path | int | np.ndarray | list): One or more of: a picture; a folder, all
+            pictures in it and below it; a pattern such as ``'photos/**/*.jpg'``; a video; the
+            index of a camera, also as a string; an array (H, W, 3) in the order B, G, R.
+        out_dir (str | PathLike, optional): A folder of results, which is not looked into.
+            Defaults to None.
+
+    Raises:
+        UsageError: If there is no such file or camera, or a folder or pattern has no pictures.
+    """
+    several = isinstance(inputs, Iterable) and not isinstance(
+        inputs, str | os.PathLike | np.ndarray
+    )
+    found: list[Source] = []
+    for item in inputs if several else [inputs]:
+        found += _find(item, None if out_dir is None else Path(out_dir).resolve())
+    if not found:
+        raise UsageError('nothing to look at: give pictures, folders, patterns or videos')
+    _check_cameras(found)
+    return _with_unique_names(found)
+
+
+def _find(item: Any, out_dir: Path | None) -> list[Source]:
+    if isinstance(item, np.ndarray):
+        if item.ndim != 3 or item.shape[2] != 3 or item.dtype != np.uint8 or not item.size:
+            raise UsageError(
+                f'an array must be a picture (H, W, 3) of uint8, not {item.shape} of {item.dtype}'
+            )
+        return [Source(item, 'array')]
+    path = Path(item).expanduser() if not isinstance(item, int) else Path(str(item))
+    if path.is_dir():
+        files = [p for p in sorted(path.rglob('*')) if _is_picture(p, out_dir)]
+        if not files:
+            raise UsageError(f"the folder '{item}' has no pictures ({' '.join(PICTURES)})")
+        return [Source(str(p), p.relative_to(path).as_posix()) for p in files]
+    if path.is_file():
+        return [Source(str(path), path.name)]
+    if isinstance(item, int) or str(item).isdecimal():
+        return [Source(int(item), f'camera{int(item)}.mp4')]
+    if glob.has_magic(str(item)):
+        paths = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
+        files = [p for p in paths if _is_picture(p, out_dir) or _is_video(p)]
+        if not files:
+            raise UsageError(f"no picture or video matches the pattern '{item}'")
+        return [Source(str(p), p.name) for p in files]
+    raise UsageError(f"there is no picture, folder or video '{item}'")
+
+
+def _is_picture(path: Path, out_dir: Path | None) -> bool:
+    if path.suffix.lower() not in PICTURES or not path.is_file():
+        return False
+    return out_dir is None or out_dir not in path.resolve().parents
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEOS and path.is_file()
+
+
+def _with_unique_names(sources: Sequence[Source]) -> list[Source]:
+    """Results of a.jpg and a.png, or of the a.jpg of two folders, must not share a file."""
+    unique, taken = [], set()
+    for source in sources:
+        path = Path(source.name)
+        stem, number = path.stem, 1
+        while (key := str(path.with_name(stem)).lower()) in taken:
+            number += 1
+            stem = f'{path.stem}_{number}'
+        taken.add(key)
+        unique.append(Source(source.where, (path.parent / f'{stem}{path.suffix}').as_posix()))
+    return unique
+
+
+def _check_cameras(sources: Iterable[Source]) -> None:
+    """Before anything takes time."""
+    for source in sources:
+        if isinstance(source.where, int):
+            capture = _open(source)
+            opened = capture.isOpened()
+            capture.release()
+            if not opened:
+                raise UsageError(f'there is no camera {source.where}, or it cannot be opened')
+
+
+def read(
+    source: Source, color_type: str = 'color', backend: str = 'cv2'
+) -> Iterator[Picture | Unreadable]:
+    """Read the picture of a source, or its pictures one after the other.
+
+    Args:
+        source (Source): What to read.
+        color_type (str): As in mmcv's ``LoadImageFromFile``. Defaults to 'color'.
+        backend (str): What decodes pictures, as in ``LoadImageFromFile``. Defaults to 'cv2'.
+    """
+    if isinstance(source.where, np.ndarray):
+        yield Picture(source.name, source.where)
+    elif source.moving:
+        yield from _read_video(source)
+    else:
+        yield _read_file(source, color_type, backend)
+
+
+def _read_file(source: Source, color_type: str, backend: str) -> Picture | Unreadable:
+    where = str(source.where)
+    try:
+        data = Path(where).read_bytes()
+        with _quiet_opencv():
+            pixels = mmcv.imfrombytes(data, flag=color_type, backend=backend) if data else None
+    except (OSError, ValueError, cv2.error) as error:
+        return Unreadable(where, ' '.join(str(error).split()))
+    if pixels is None:
+        why = 'it is damaged, incomplete or not a picture' if data else 'the file is empty'
+        return Unreadable(where, why)
+    return Picture(source.name, pixels)
+
+
+def _read_video(source: Source) -> Iterator[Picture | Unreadable]:
+    capture = _open(source)
+    try:
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        # cameras may not know
+        video = Video(source.name, fps if 1 <= fps <= 1000 else 25.0)
+        number = 0
+        while capture.isOpened():
+            there, pixels = capture.read()
+            if not there:
+                break
+            name = Path(source.name).with_suffix('') / f'{number:06d}.png'
+            yield Picture(name.as_posix(), pixels, video, number)
+            number += 1
+        if not number:
+            yield Unreadable(str(source.where), 'it is damaged, incomplete or not a video')
+    finally:
+        capture.release()
+
+
+def count(sources: Iterable[Source]) -> int | None:
+    """How many pictures there will be, about; None if that cannot be known."""
+    total = 0
+    for source in sources:
+        if not source.moving:
+            total += 1
+            continue
+        if isinstance(source.where, int):
+            return None
+        capture = _open(source)
+        frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        capture.release()
+        if frames < 0:  # some containers do not say
+            return None
+        total += frames
+    return total
+
+
+def _open(source: Source) -> cv2.VideoCapture:
+    with _quiet_opencv():
+        return cv2.VideoCapture(source.where)  # type: ignore[arg-type] # a path or a number
+
+
+class _quiet_opencv:
+    """OpenCV would write about every way of opening a file or camera that failed."""
+
+    def __enter__(self) -> None:
+        self.level = cv2.utils.logging.getLogLevel()
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+    def __exit__(self, *_: object) -> None:
+        cv2.utils.logging.setLogLevel(self.level)

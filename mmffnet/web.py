@@ -1,0 +1,182 @@
+"""A page in the browser for trying a model on one's own pictures; nothing leaves the machine."""
+
+import collections
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmffnet.engine.runner import UsageError
+from mmffnet.inference import Classification, Detections, Inferencer, Result, Segmentation
+
+if TYPE_CHECKING:
+    import gradio
+
+_FONTS = ('system-ui', 'sans-serif')
+_CSS = """
+.gradio-container {
+  width: 100% !important; max-width: 1280px !important; margin: 0 auto !important;
+}
+#summary { min-height: 3em; }
+"""
+
+
+def prepare(host: str = '127.0.0.1', port: int | None = None) -> None:
+    """Make sure that a page can be shown, before a model is loaded.
+
+    Args:
+        host (str): Address to listen at. Defaults to '127.0.0.1'.
+        port (int, optional): Defaults to None, any.
+
+    Raises:
+        UsageError: If gradio is not installed, or too old, or the address is not free.
+    """
+    _import_gradio()
+    try:
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, port or 0))
+    except (OSError, OverflowError) as error:
+        raise UsageError(f'cannot listen at {host}:{port or "any port"}: {error}') from error
+
+
+def build_page(inferencer: Inferencer, title: str, score_thr: float = 0.3) -> 'gradio.Blocks':
+    """Make the page: a place for a picture, the painted result, and a slider for detectors.
+
+    Args:
+        inferencer (Inferencer): The model.
+        title (str): What to call it.
+        score_thr (float): Where the slider stands at the beginning. Defaults to 0.3.
+
+    Raises:
+        UsageError: If gradio is not installed, or too old.
+    """
+    gr = _import_gradio()
+
+    def paint(result: Result | None, score: float) -> tuple[np.ndarray | None, str]:
+        if result is None:
+            return None, ''
+        if isinstance(result, Detections):
+            result = result.above(score)
+        return result.paint_frame(), describe(result)  # the picture itself is beside it
+
+    def predict(image: np.ndarray | None, score: float) -> tuple[Any, np.ndarray | None, str]:
+        if image is None:
+            return None, None, ''
+        (result,) = inferencer(np.ascontiguousarray(image[..., ::-1]))
+        return result, *paint(result, score)
+
+    names = inferencer.legend.classes
+    shown = ', '.join(names[:12]) + (f' and {len(names) - 12} more' if len(names) > 12 else '')
+    # telemetry is off; uploads and results are deleted after an hour, and at the end
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gr.Markdown(f'## {title}\n{inferencer.task.capitalize()} of {shown or "unnamed classes"}')
+        result = gr.State()
+        with gr.Row():
+            picture = gr.Image(
+                label='picture',
+                show_label=False,
+                sources=['upload', 'webcam', 'clipboard'],
+                height=520,
+                buttons=['fullscreen'],
+            )
+            # without the button that would send the picture elsewhere
+            painted = gr.Image(
+                label='result',
+                elem_id='painted',
+                show_label=False,
+                interactive=False,
+                format='png',
+                height=520,
+                buttons=['fullscreen', 'download'],
+            )
+        score = gr.Slider(
+            0,
+            1,
+            score_thr,
+            step=0.01,
+            label='score threshold',
+            elem_id='score',
+            visible=inferencer.task == 'detection',
+        )
+        summary = gr.Markdown(elem_id='summary')
+        picture.change(predict, [picture, score], [result, painted, summary])
+        # only the last of many movements counts; the model does not run again
+        score.change(
+            paint,
+            [result, score],
+            [painted, summary],
+            show_progress='hidden',
+            trigger_mode='always_last',
+        )
+    return page
+
+
+def describe(result: Result) -> str:
+    """Say what was found, in one line."""
+    name = result.legend.name
+    if isinstance(result, Detections):
+        if not len(result.labels):
+            return 'Nothing is that sure.'
+        counts = collections.Counter(map(int, result.labels)).most_common()
+        parts = [f'{name(label)} ({number})' for label, number in counts]
+        return f'**{len(result.labels)} found:** {", ".join(parts)}'
+    if isinstance(result, Segmentation):
+        shares = result.describe()['pixels'].items()
+        return ', '.join(f'{one} {100 * n / result.labels.size:.1f} %' for one, n in shares)
+    if isinstance(result, Classification):
+        ((label, score),) = result.top(1)
+        return f'**{name(label)}**, {100 * score:.1f} %'
+    raise TypeError(f'nothing is known of {type(result).__name__}')
+
+
+def serve(
+    page: 'gradio.Blocks', host: str = '127.0.0.1', port: int | None = None, block: bool = True
+) -> str:
+    """Show a page until it is interrupted.
+
+    Args:
+        page (gradio.Blocks): From :func:`build_page`.
+        host (str): Address to listen at; '0.0.0.0' lets other machines in. Defaults to
+            '127.0.0.1', this machine alone.
+        port (int, optional): Defaults to None, the first free one from 7860.
+        block (bool): Whether to wait for the end. Defaults to True.
+
+    Returns:
+        str: The page's address.
+    """
+    gr = _import_gradio()
+    theme = gr.themes.Soft(primary_hue='blue', font=_FONTS, font_mono=('monospace',))
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        prevent_thread_lock=True,
+        quiet=True,
+        show_error=True,
+        footer_links=[],
+        ssr_mode=False,
+        theme=theme,
+        css=_CSS,
+    )
+    print(f'the page is at {address} (Ctrl+C ends it)', flush=True)
+    if block:
+        page.block_thread()
+    return address
+
+
+def _import_gradio() -> Any:
+    # for what gradio itself would send
+    os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
+    os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')
+    try:
+        import gradio
+    except ImportError as error:
+        text = f"the page needs gradio, which cannot be imported ({error}): pip install 'gradio>=6'"
+        raise UsageError(text) from error
+    if int(gradio.__version__.partition('.')[0]) < 6:
+        raise UsageError(
+            f'the page needs gradio 6, not {gradio.__version__}: pip install -U gradio'
+        )
+    return gradio
