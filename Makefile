@@ -1,11 +1,11 @@
-# make test | demo | demo-seg | lint. The first call makes .venv; `PYTHON=python3.11` chooses from what.
+# make test | demo | demo-seg | demo-cls | lint. The first call makes .venv; `PYTHON=python3.11` chooses from what.
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 READY := $(VENV)/.ready
 
-.PHONY: test demo demo-seg lint
+.PHONY: test demo demo-seg demo-cls lint
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
@@ -15,6 +15,9 @@ demo: $(READY)
 
 demo-seg: $(READY)
 	$(VENV)/bin/python tools/demo.py segmentation $(DEMO_ARGS)
+
+demo-cls: $(READY)
+	$(VENV)/bin/python tools/demo.py classification $(DEMO_ARGS)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -86,6 +86,12 @@ def adopt_state_dict(
         if final_norm and name.startswith('norm.'):
             name = last_norm + name.removeprefix('norm')
         state_dict[prefix + name] = state_dict.pop(key)
+    # the same name is a batch norm in a classifier and a layer norm in a detector
+    for norm in [f'norm{i}.' for i in range(len(getattr(network, 'stages', ())))]:
+        statistics = f'{norm}running_mean'
+        if (statistics in own) != (prefix + statistics in state_dict):
+            for key in [k for k in state_dict if k.startswith(prefix + norm)]:
+                del state_dict[key]
 
     there = _variant({k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)})
     here = _variant(own)

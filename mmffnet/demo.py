@@ -57,7 +57,7 @@ def run_demo(
     """Trains, tests and draws.
 
     Args:
-        task (str): 'detection' or 'segmentation'.
+        task (str): 'detection', 'segmentation' or 'classification'.
         work_dir (str, optional): Where all results go. Defaults to None, which is
             ``work_dirs/<name of the config>``.
         cfg_options (Sequence[str]): Settings of the config to override, as 'key=value'.
@@ -150,6 +150,17 @@ def _segmentations(cfg: Config, out: str, most: int) -> tuple[list[list[Painter]
     return examples, ['picture', 'truth', 'prediction']
 
 
+def _classifications(cfg: Config, out: str, most: int) -> tuple[list[list[Painter]], list[str]]:
+    # written by this process just now
+    predictions = pickle.loads(Path(out).read_bytes())  # noqa: S301
+    examples: list[list[Painter]] = []
+    for prediction in _spread(predictions, most):
+        image = _read(prediction['img_path'])
+        scores, truth = prediction['pred_score'].tolist(), int(prediction['gt_label'])
+        examples.append([_picture(image), _bars(max(image.shape), scores, truth)])
+    return examples, ['picture', 'scores']
+
+
 def _spread(items: Sequence, most: int) -> list:
     """At most so many of the items, from first to last in equal steps."""
     steps = np.linspace(0, len(items) - 1, min(most, len(items)))
@@ -198,6 +209,25 @@ def _instances(image: np.ndarray, instances: Sequence[tuple]) -> Painter:
     return paint
 
 
+def _bars(size: int, scores: Sequence[float], truth: int) -> Painter:
+    """Paints a bar with name and score for each class, on a white square."""
+
+    def paint(ax: Axes) -> None:
+        ax.imshow(np.ones((size, size, 3)))
+        step = size / len(scores)
+        for label, score in enumerate(scores):
+            y, length = label * step, max(score, 0.01) * 0.92 * size
+            bar = Rectangle((0.04 * size, y + 0.55 * step), length, 0.3 * step, fc=_COLOURS[label])
+            ax.add_patch(bar)
+            remark, weight = (' (truth)', 'bold') if label == truth else ('', 'normal')
+            style: dict[str, Any] = dict(size=7, color=_INK, va='bottom', weight=weight)
+            height = y + 0.5 * step
+            ax.text(0.04 * size, height, CLASSES[label] + remark, ha='left', **style)
+            ax.text(0.96 * size, height, f'{score:.2f}', ha='right', **style)
+
+    return paint
+
+
 def _labels(image: np.ndarray, labels: np.ndarray) -> Painter:
     """Paints a label map: 0 is what nobody labelled, 1 the background."""
     colours = np.array([(1, 1, 1), (1, 1, 1), *_COLOURS])[labels]
@@ -220,6 +250,14 @@ DEMOS = {
         {'mIoU': 'mIoU'},
         'predictions',
         _segmentations,
+        unit=0.01,
+    ),
+    'classification': Demo(
+        'classification/ffnet_nano_shapes.py',
+        'Classification with FFNet nano',
+        {'accuracy/top1': 'top-1 accuracy'},
+        'predictions.pkl',
+        _classifications,
         unit=0.01,
     ),
 }

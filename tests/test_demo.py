@@ -16,13 +16,19 @@ ROOT = Path(__file__).parents[1]
 SHORT = {
     'detection': ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1'],
     'segmentation': ['train_cfg.max_iters=2', 'train_cfg.val_interval=2'],
+    'classification': ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1'],
 }
-METRICS = {'detection': ['bbox mAP', 'segm mAP'], 'segmentation': ['mIoU']}
+PACKAGES = {'detection': 'mmdet', 'segmentation': 'mmseg', 'classification': 'mmpretrain'}
+METRICS = {
+    'detection': ['bbox mAP', 'segm mAP'],
+    'segmentation': ['mIoU'],
+    'classification': ['top-1 accuracy'],
+}
 
 
 @pytest.mark.parametrize('task', SHORT)
 def test_demo(task, tmp_path, monkeypatch):
-    pytest.importorskip('mmdet' if task == 'detection' else 'mmseg')
+    pytest.importorskip(PACKAGES[task])
     monkeypatch.chdir(tmp_path)
     options = [*SHORT[task], 'train_dataloader.batch_size=4', 'default_hooks.logger.interval=1']
     for part in ('train', 'val', 'test'):
@@ -79,6 +85,18 @@ def test_labels_are_drawn_in_their_colours(tmp_path):
     colour = 0.25 * (0.35 * 255 + 0.6 * 100) + 0.75 * np.array(PALETTE[4])
     half = picture.shape[1] // 2
     assert share(picture[:, :half], colour, 6) < 0.005 < 0.1 < share(picture[:, half:], colour, 6)
+
+
+def test_scores_are_bars_in_the_colours_of_the_classes(tmp_path):
+    path = tmp_path / 'sheet.png'
+    scores, truth = [0.0, 0.75, 0.25, 0.0, 0.0], 2
+    grey = np.full((40, 40, 3), 100, np.uint8)
+    examples = [[demo._picture(grey), demo._bars(40, scores, truth)]]
+    demo.draw_sheet(examples, ['a', 'b'], 'h', path)
+    picture = pixels(path)[:-80]  # without the legend
+    shares = [share(picture, colour, 3) for colour in PALETTE]
+    assert shares[1] == pytest.approx(3 * shares[2], rel=0.1) and shares[2] > 0.002
+    assert max(shares[0], shares[3], shares[4]) < shares[2] / 5
 
 
 def test_scalars(tmp_path):

@@ -3,7 +3,6 @@
 import copy
 import importlib.util
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -31,9 +30,11 @@ def check():
 
 @pytest.fixture
 def small(tmp_path):
-    """A checkout with one metafile, the classifiers'."""
+    """A checkout with one metafile, the classifiers', and no configs."""
     (tmp_path / 'configs').mkdir()
-    shutil.copy(CLASSIFIERS, tmp_path / 'configs')
+    lines = CLASSIFIERS.read_text(encoding='utf-8').splitlines()
+    kept = [line for line in lines if not line.startswith('    Config: ')]
+    (tmp_path / 'configs' / CLASSIFIERS.name).write_text('\n'.join(kept), encoding='utf-8')
     (tmp_path / 'model-index.yml').write_text('Import: [configs/metafile.yml]\n')
     return tmp_path
 

@@ -19,7 +19,7 @@ import mmffnet
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     tasks = parser.add_subparsers(dest='task', required=True, metavar='TASK')
-    for name in ('detection', 'segmentation'):
+    for name in ('detection', 'segmentation', 'classification'):
         task = tasks.add_parser(name, help=f'train {name} on synthetic pictures, test and draw it')
         task.add_argument('--work-dir', metavar='DIR', help='where all results go')
         task.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
@@ -34,7 +34,7 @@ def main() -> None:
             parser.exit(2, f'demo: error: {error}\n')
         return
 
-    # only these tasks need mmdet or mmseg, and matplotlib
+    # only these tasks need mmdet, mmseg or mmpretrain, and matplotlib
     from mmffnet.demo import describe, run_demo
     from mmffnet.engine.runner import UsageError
 

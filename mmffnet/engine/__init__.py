@@ -2,11 +2,13 @@
 
 from .checkpointing import SafeCheckpointHook, find_checkpoint
 from .hooks import ChannelsLastHook, CompileHook, ExactResumeHook, FiniteLossHook, FuseHook
+from .imagenet import AverageBuffersHook, RawAndEMAHook, WarmupCosineLR
 from .labels import LoadCheckedLabels
 from .layer_decay import LayerDecayConstructor
 from .pictures import SegPicturesHook
 
 __all__ = [
+    'AverageBuffersHook',
     'ChannelsLastHook',
     'CompileHook',
     'ExactResumeHook',
@@ -14,7 +16,9 @@ __all__ = [
     'FuseHook',
     'LayerDecayConstructor',
     'LoadCheckedLabels',
+    'RawAndEMAHook',
     'SafeCheckpointHook',
     'SegPicturesHook',
+    'WarmupCosineLR',
     'find_checkpoint',
 ]

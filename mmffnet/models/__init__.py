@@ -5,6 +5,8 @@ from typing import Any
 from mmengine.registry import MODELS
 from torch import nn
 
+from .. import timm_hook
+from .classifier import ConvPoolNeck
 from .ffnet import FFNet, FFNetSeg
 from .metamixer import MetaMixer, MetaMixerBlock
 from .mixers import ConvFFN, FFNifiedAttention, Pooling, SelfAttention
@@ -14,6 +16,7 @@ from .reparam import Reparameterized, reparameterize
 __all__ = [
     'ChannelLayerNorm',
     'ConvFFN',
+    'ConvPoolNeck',
     'FFNet',
     'FFNetSeg',
     'FFNifiedAttention',
@@ -36,3 +39,18 @@ def _build_ffnet_head(**kwargs: Any) -> nn.Module:
             f'FFNetHead is a decode head for mmsegmentation, which cannot be imported: {error}'
         ) from error
     return FFNetHead(**kwargs)
+
+
+@MODELS.register_module(name='DistilledClassifier')
+def _build_distilled_classifier(**kwargs: Any) -> nn.Module:
+    """Builds DistilledClassifier, importing it (and mmpretrain) no sooner than a config asks."""
+    try:
+        from .distillation import DistilledClassifier
+    except ImportError as error:
+        raise ImportError(
+            f'DistilledClassifier is a classifier for mmpretrain, which cannot be imported: {error}'
+        ) from error
+    return DistilledClassifier(**kwargs)
+
+
+timm_hook.install()

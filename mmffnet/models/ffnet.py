@@ -15,6 +15,7 @@ from torch import nn
 
 from ..checkpoint import adopt_state_dict
 from ..official_names import FFNET_NAMES, FFNET_SEG_NAMES, NameMap
+from .classifier import adopt_classifier
 from .metamixer import MetaMixer
 from .mixers import build_act
 from .reparam import ConvNorm, MultiBranchDWConv, NormConv
@@ -105,6 +106,10 @@ class FFNet(MetaMixer):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         adopt_state_dict(self, state_dict, prefix, self.official_names)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _checkpoint_filter(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        """mmpretrain's ImageClassifier calls it with what is being loaded into the whole."""
+        adopt_classifier(state_dict, prefix, self.official_names)
 
 
 @MODELS.register_module()

@@ -13,7 +13,12 @@ from mmffnet.engine import runner
 from mmffnet.paths import config_names
 
 CONFIGS = [name for name in config_names() if name.endswith('_nano_shapes.py')]
-PACKAGES = {'detection': 'mmdet', 'segmentation': 'mmseg'}
+PACKAGES = {'detection': 'mmdet', 'segmentation': 'mmseg', 'classification': 'mmpretrain'}
+METRICS = {
+    'detection': 'coco/bbox_mAP',
+    'segmentation': 'mIoU',
+    'classification': 'accuracy/top1',
+}
 
 
 def options(name, root):
@@ -29,7 +34,12 @@ def options(name, root):
 
 
 def test_what_is_there():
-    names = ('detection/maskrcnn', 'detection/retinanet', 'segmentation/semfpn')
+    names = (
+        'classification/ffnet',
+        'detection/maskrcnn',
+        'detection/retinanet',
+        'segmentation/semfpn',
+    )
     expected = [f'{name}_nano_shapes.py' for name in (*names, 'segmentation/upernet')]
     assert sorted(CONFIGS) == expected
 
@@ -60,12 +70,15 @@ def test_trains_and_is_evaluated(name, tmp_path):
     model = built.model
     model.init_weights()
     channels = model.backbone.out_channels
-    heads = cfg.model.get('neck', cfg.model.get('decode_head'))
-    assert tuple(heads.in_channels) == channels
+    if name.startswith('classification'):
+        assert (cfg.model.head.in_channels,) == channels
+    else:
+        heads = cfg.model.get('neck', cfg.model.get('decode_head'))
+        assert tuple(heads.in_channels) == channels
 
     loader = built.build_dataloader(cfg.train_dataloader)
     assert (root / 'shapes.json').is_file()
-    expected = CLASSES if 'detection' in name else ('background', *CLASSES)
+    expected = ('background', *CLASSES) if 'segmentation' in name else CLASSES
     assert tuple(loader.dataset.metainfo['classes']) == expected
     optim = built.build_optim_wrapper(built.optim_wrapper)
     batch = next(iter(loader))
@@ -78,7 +91,7 @@ def test_trains_and_is_evaluated(name, tmp_path):
 
     with torch.no_grad():
         found = built.val()
-    metric = 'coco/bbox_mAP' if 'detection' in name else 'mIoU'
+    metric = METRICS[name.partition('/')[0]]
     # an untrained RetinaNet detects nothing, and mmdet then leaves the metric out
     if 'retinanet' not in name:
         assert 0 <= found[metric] <= 100

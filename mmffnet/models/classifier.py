@@ -1,0 +1,66 @@
+"""Classifiers of mmpretrain: the neck of FFNetSeg's pre-training, and official names of it all."""
+
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..official_names import NameMap
+from .reparam import ConvNorm
+
+#: What is not in the backbone, under its names in mmpretrain's ImageClassifier
+_HEAD_NAMES = NameMap(
+    root={
+        'head.': 'head.fc.',
+        'head1.0.': 'neck.conv.',
+        'head2.0.': 'head.layers.0.fc.',
+        'head2.1.': 'head.layers.0.norm.',
+        'head2.3.': 'head.layers.1.fc.',
+    },
+    block={},
+)
+
+
+@MODELS.register_module()
+class ConvPoolNeck(BaseModule):
+    """1x1 convolution with norm, hard swish and global average pooling, on the last map.
+
+    Args:
+        in_channels (int): Channels of the map.
+        out_channels (int): Channels out.
+        norm_cfg (dict, optional): Norm of the convolution. Defaults to None, which is batch norm.
+        init_cfg (dict, optional): Initialisation. Defaults to None, which is a truncated normal
+            distribution with std 0.02.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        norm_cfg: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(init_cfg or dict(type='TruncNormal', layer='Conv2d', std=0.02))
+        self.conv = ConvNorm(in_channels, out_channels, 1, norm_cfg=norm_cfg)
+        self.act = nn.Hardswish()
+
+    def forward(self, feats: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (self.act(self.conv(feats[-1])).mean((2, 3)),)
+
+
+def adopt_classifier(state_dict: dict, prefix: str, names: NameMap) -> None:
+    """Gives an official classifier's state the names of an ImageClassifier, in place.
+
+    The backbone's own names stay official below ``backbone.``: the backbone translates them. Any
+    other state is left alone.
+
+    Args:
+        state_dict (dict): State of the whole model.
+        prefix (str): Where the classifier is in it.
+        names (NameMap): Those of the backbone.
+    """
+    if not any(key.startswith(prefix + names.official_start) for key in state_dict):
+        return
+    for key in [k for k in state_dict if k.startswith(prefix)]:
+        name = key[len(prefix) :]
+        new = _HEAD_NAMES.to_ours(name) if name.startswith('head') else f'backbone.{name}'
+        state_dict[prefix + new] = state_dict.pop(key)
