@@ -1,4 +1,4 @@
-"""Getting trained models out: re-parameterised checkpoints."""
+"""Getting trained models out: re-parameterised checkpoints, and exported files (``export``)."""
 
 from .reparameterize import reparameterize_file
 

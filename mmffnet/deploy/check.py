@@ -1,0 +1,185 @@
+"""What the original model makes of pictures, and how far an exported one is from it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .runtimes import paste_masks
+
+#: Largest accepted deviations, by the precision of the file. ``features`` and ``scores``: of the
+#: largest number; ``labels``: share of the pixels; ``detections``: share that has no counterpart
+TOLERANCES = {
+    'float32': dict(features=1e-4, scores=1e-4, labels=1e-3, detections=0.01),
+    'int8': dict(features=0.3, scores=0.3, labels=0.05),
+}
+#: How far counterparts may be from one another: scores, corners in pixels, share of mask pixels
+COUNTERPART = dict(scores=1e-3, boxes=0.1, masks=0.01)
+
+
+def draw_pictures(number: int, height: int, width: int) -> np.ndarray:
+    """Synthetic scenes as an exported model takes them: (N, 3, H, W) float32, R, G, B, 0 to 255."""
+    from ..datasets.scenes import draw_scene
+
+    pictures = np.empty((number, 3, height, width), np.float32)
+    for i, picture in enumerate(pictures):
+        # the same scene over and over where the picture is longer than it is high
+        scene = draw_scene(0, 0, 4 * i, min(height, width)).image.transpose(2, 0, 1)
+        repeats = (-(-height // scene.shape[1]), -(-width // scene.shape[2]))
+        picture[:] = np.tile(scene, (1, *repeats))[:, :height, :width]
+    return pictures
+
+
+@torch.inference_mode()
+def predict(model: Any, task: str, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The original model's own results, in the form of :class:`~mmffnet.deploy.runtimes.Exported`.
+
+    Everything that mmdet, mmseg and mmpretrain do themselves is theirs here. Masks are bool and
+    have the size of the pictures.
+
+    Args:
+        model (nn.Module): As the config builds it, in eval mode.
+        task (str): One of ``runtimes.TASKS``.
+        images (np.ndarray): As :class:`~mmffnet.deploy.runtimes.Exported` takes them.
+    """
+    if task == 'features':
+        return _features(model, images)
+    pictures = [torch.from_numpy(image[::-1].copy()) for image in images]  # read as B, G, R
+    samples = [_sample(task, image.shape[1:]) for image in images]
+    with _whole(model):
+        results = model.test_step(dict(inputs=pictures, data_samples=samples))
+    if task == 'classification':
+        return dict(scores=torch.stack([r.pred_score for r in results]).numpy())
+    if task == 'segmentation':
+        return dict(labels=torch.cat([r.pred_sem_seg.data for r in results]).numpy())
+    found = [r.pred_instances for r in results]
+    most = max(map(len, found))
+
+    def padded(name: str, fill: float) -> np.ndarray:
+        values = [_padded(getattr(f, name), most, fill) for f in found]
+        return torch.stack(values).numpy()
+
+    out = dict(boxes=padded('bboxes', 0), scores=padded('scores', 0), labels=padded('labels', -1))
+    return dict(out, masks=padded('masks', 0)) if 'masks' in found[0] else out
+
+
+@contextmanager
+def _whole(model: Any) -> Iterator[None]:
+    """Segmentors of sliding windows take the picture as a whole, as exported ones do."""
+    cfg = getattr(model, 'test_cfg', None)
+    if not cfg or cfg.get('mode') != 'slide':
+        yield
+        return
+    model.test_cfg = type(cfg)(cfg, mode='whole')
+    try:
+        yield
+    finally:
+        model.test_cfg = cfg
+
+
+def _features(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+    backbone = getattr(model, 'backbone', model)
+    x = torch.from_numpy(images)
+    if hasattr(model, 'data_preprocessor'):
+        pictures = [image.flip(0) for image in x]
+        x = model.data_preprocessor(dict(inputs=pictures), False)['inputs']
+        x = torch.stack(x) if isinstance(x, list) else x
+    names = (f'stage{i}' for i in backbone.out_indices)
+    return {name: out.numpy() for name, out in zip(names, backbone(x), strict=True)}
+
+
+def _sample(task: str, shape: Any) -> Any:
+    if task == 'classification':
+        from mmpretrain.structures import DataSample
+
+        return DataSample()
+    if task == 'segmentation':
+        from mmseg.structures import SegDataSample
+
+        sample: Any = SegDataSample()
+    else:
+        from mmdet.structures import DetDataSample
+
+        sample = DetDataSample()
+    sample.set_metainfo(dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0)))
+    return sample
+
+
+def _padded(values: Tensor, length: int, fill: float) -> Tensor:
+    rest = values.new_full((length - len(values), *values.shape[1:]), fill)
+    return torch.cat([values, rest])
+
+
+def deviations(
+    expected: dict[str, np.ndarray], got: dict[str, np.ndarray], task: str
+) -> dict[str, float]:
+    """How far results are from the expected ones.
+
+    Args:
+        expected (dict): From :func:`predict`.
+        got (dict): From an exported model, for the same pictures.
+        task (str): One of ``runtimes.TASKS``.
+
+    Returns:
+        dict[str, float]: By the names of :data:`TOLERANCES`, and for detections by those of
+        :data:`COUNTERPART`, too. Infinite where shapes differ.
+    """
+    if task == 'detection':
+        return _compare_detections(expected, got)
+    name = {'segmentation': 'labels', 'classification': 'scores'}.get(task, 'features')
+    shapes, others = ({k: v.shape for k, v in values.items()} for values in (expected, got))
+    if shapes != others:
+        return {name: float('inf')}
+    if task == 'segmentation':
+        return {name: float((expected['labels'] != got['labels']).mean())}
+    return {name: float(np.max([_relative(got[k], expected[k]) for k in expected]))}
+
+
+def _relative(got: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-12))
+
+
+def _compare_detections(
+    expected: dict[str, np.ndarray], got: dict[str, np.ndarray]
+) -> dict[str, float]:
+    """Pairs detections: runtimes may order those of almost equal scores otherwise."""
+    worst = dict.fromkeys(COUNTERPART, 0.0)
+    if 'masks' not in expected:
+        del worst['masks']
+    total, paired = 0, 0
+    for i, labels in enumerate(expected['labels']):
+        free = np.flatnonzero(got['labels'][i] >= 0).tolist()
+        wanted = np.flatnonzero(labels >= 0).tolist()
+        total += len(free) + len(wanted)
+        for j in wanted:
+            distances = {k: _distances(expected, got, i, j, k) for k in free}
+            fitting = [k for k, d in distances.items() if _is_counterpart(d)]
+            if not fitting:
+                continue
+            best = min(fitting, key=lambda k: distances[k]['boxes'])
+            free.remove(best)
+            paired += 2
+            worst = {name: max(worst[name], distances[best][name]) for name in worst}
+    return dict(detections=1 - paired / total if total else 0.0, **worst)
+
+
+def _is_counterpart(distances: dict[str, float]) -> bool:
+    return all(distances.get(name, 0) <= limit for name, limit in COUNTERPART.items())
+
+
+def _distances(
+    expected: dict[str, np.ndarray], got: dict[str, np.ndarray], i: int, j: int, k: int
+) -> dict[str, float]:
+    if expected['labels'][i, j] != got['labels'][i, k]:
+        return dict(boxes=float('inf'))
+    boxes = float(np.abs(expected['boxes'][i, j] - got['boxes'][i, k]).max())
+    scores = float(np.abs(expected['scores'][i, j] - got['scores'][i, k]))
+    found = dict(boxes=boxes, scores=scores)
+    if 'masks' in expected and _is_counterpart(found):
+        mask = expected['masks'][i, j]
+        pasted = paste_masks(got['masks'][i, k : k + 1], got['boxes'][i, k : k + 1], *mask.shape)
+        found['masks'] = float((mask != pasted[0]).sum() / max(mask.sum(), 1))
+    return found

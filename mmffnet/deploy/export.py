@@ -1,0 +1,382 @@
+"""From a trained model to a file for another runtime, compared with PyTorch before it is there."""
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+
+from .. import __version__
+from ..checkpoint import find_state_dict
+from .check import TOLERANCES, deviations, draw_pictures, predict
+from .formats import MIN_SIZE, SUFFIXES, write
+from .runtimes import load_exported
+from .wrap import Plain, wrap
+
+#: Steps of test pipelines that change the size of a picture
+_RESIZING = ('Resize', 'ResizeEdge', 'ResizeToMultiple', 'CenterCrop', 'Pad')
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was exported.
+
+    Args:
+        path (Path): The file.
+        meta (dict): Its metadata.
+        deviations (dict[str, float]): The largest ones that were found, by what deviates.
+        notes (list[str]): What else there is to know.
+    """
+
+    path: Path
+    meta: dict[str, Any]
+    deviations: dict[str, float]
+    notes: list[str]
+
+    def __str__(self) -> str:
+        found = ', '.join(f'{name} {value:.1e}' for name, value in self.deviations.items())
+        files = [p for file in _files(self.path) for p in (file, *file.rglob('*'))]
+        size = sum(p.stat().st_size for p in files if p.is_file()) / 2**20
+        n, height, width = (self.meta[key] or 'any' for key in ('batch', 'height', 'width'))
+        takes = f'{n} x 3 x {height} x {width}'
+        lines = [
+            f'{self.path}: {self.meta["task"]}, {takes}, {self.meta["precision"]}, {size:.1f} MiB',
+            f'largest deviation from PyTorch: {found}',
+        ]
+        return '\n'.join([*lines, *self.notes])
+
+
+def export_config(
+    cfg: Config,
+    checkpoint: str,
+    format: str,
+    target: str | os.PathLike | None = None,
+    *,
+    backbone: bool = False,
+    batch: int | None = None,
+    size: Sequence[int] | None = None,
+    calibration: str | None = None,
+    force: bool = False,
+) -> Report:
+    """Exports a trained model.
+
+    Args:
+        cfg (Config): Its config.
+        checkpoint (str): Its weights: a file, an URL or a short name.
+        format (str): A key of ``formats.SUFFIXES``.
+        target (str, optional): The file to write. Defaults to None, which is the name of the
+            config in the current folder.
+        backbone (bool): Export nothing but the backbone. Defaults to False.
+        batch (int, optional): A fixed number of pictures per call. Defaults to None, any number
+            where the format allows it.
+        size (Sequence[int], optional): A fixed height and width. Defaults to None, any size where
+            the format allows it.
+        calibration (str, optional): A folder of pictures on which int8 is calibrated. Defaults to
+            None, which exports float32.
+        force (bool): Replace what is there already. Defaults to False.
+
+    Raises:
+        ValueError: If the model cannot be exported so, or the checkpoint does not fit.
+        FileExistsError: If ``target`` exists.
+        ImportError: If a package that the format needs is not installed.
+        RuntimeError: If the format cannot take the model, or the file deviates from PyTorch.
+    """
+    name = Path(cfg.filename or 'model').stem
+    target = Path(target or f'{name}{SUFFIXES[format]}')
+    _check_target(target, format, force)
+    model, raw_meta = _load(cfg, checkpoint)
+    if format == 'coreml':
+        batch, size = batch or 1, size or _natural_size(cfg)
+    info = dict(_legend(cfg, raw_meta), resize=_resizing(cfg), config=name)
+    pictures = _calibration(cfg, calibration) if calibration else None
+    return export_model(
+        model,
+        target,
+        format,
+        info=info,
+        backbone=backbone,
+        batch=batch,
+        size=size,
+        calibration=pictures,
+        force=force,
+    )
+
+
+def export_model(
+    model: nn.Module,
+    target: str | os.PathLike,
+    format: str,
+    *,
+    info: dict[str, Any] | None = None,
+    backbone: bool = False,
+    batch: int | None = None,
+    size: Sequence[int] | None = None,
+    calibration: Sequence[np.ndarray] | None = None,
+    force: bool = False,
+) -> Report:
+    """Exports a model that has been built and loaded; otherwise as :func:`export_config`.
+
+    Args:
+        model (nn.Module): A detector, segmentor, classifier or backbone; left as it is.
+        target (str): The file to write.
+        format (str): A key of ``formats.SUFFIXES``.
+        info (dict, optional): ``classes``, ``palette``, ``resize`` and ``config`` of the metadata.
+            Defaults to None.
+        backbone (bool): Export nothing but the backbone. Defaults to False.
+        batch (int, optional): A fixed number of pictures. Defaults to None.
+        size (Sequence[int], optional): A fixed height and width. Defaults to None.
+        calibration (Sequence[np.ndarray], optional): Pictures (3, H, W), R, G, B, 0 to 255, on
+            which int8 is calibrated. Defaults to None, which exports float32.
+        force (bool): Replace what is there already. Defaults to False.
+    """
+    target = Path(target)
+    _check_target(target, format, force)
+    reference = copy.deepcopy(model).eval() if model.training else model
+    module = wrap(reference, backbone)
+    meta = _meta(module, format, batch, size, info or {}, int8=calibration is not None)
+    notes = _notes(reference, module)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix='.export-') as folder:
+        path = Path(folder, target.name)
+        if calibration is not None:
+            from .quantize import write_int8
+
+            write_int8(module, path, format, meta, calibration)
+        else:
+            write(module, path, format, meta)
+        found, more = _compare(reference, module, path, format, meta, calibration)
+        for file in _files(path):
+            place = target.with_name(file.name)
+            if place.is_dir():
+                shutil.rmtree(place)
+            file.replace(place)
+    return Report(target, meta, found, [*notes, *more])
+
+
+def export_module(model: nn.Module, path: str | os.PathLike, shape: Sequence[int]) -> Path:
+    """Exports any module for inputs of one shape, without a comparison: to be measured.
+
+    What is not a model of this kind, such as a network of timm, gets its input as it is.
+
+    Args:
+        model (nn.Module): The module.
+        path (str): The file to write; its ending is one of ``formats.SUFFIXES``.
+        shape (Sequence[int]): (N, 3, H, W).
+    """
+    path = Path(path)
+    formats = {suffix: name for name, suffix in SUFFIXES.items()}
+    ours = hasattr(model, 'data_preprocessor') or hasattr(model, 'out_indices')
+    module = wrap(model) if ours else _Any(model, shape).eval()
+    n, _, *size = shape
+    write(module, path, formats[path.suffix], _meta(module, formats[path.suffix], n, size, {}))
+    return path
+
+
+class _Any(nn.Module):
+    """A module of any kind, with a flat tuple of outputs."""
+
+    task = 'features'
+    score_threshold = None
+
+    def __init__(self, model: nn.Module, shape: Sequence[int]):
+        super().__init__()
+        self.model = copy.deepcopy(model).cpu().float().eval()
+        with torch.no_grad():
+            self.outputs = [f'output{i}' for i, _ in enumerate(self(torch.rand(*shape)))]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        out = self.model(images)
+        return (out,) if isinstance(out, Tensor) else tuple(out)
+
+
+def _check_target(target: Path, format: str, force: bool) -> None:
+    if target.suffix != SUFFIXES[format]:
+        raise ValueError(f'{target} must end in {SUFFIXES[format]}, the ending of {format}')
+    for path in _files(target):
+        if path.exists() and not force:
+            raise FileExistsError(
+                f'{path} exists already; give another name, or --force to replace it'
+            )
+
+
+def _files(path: Path) -> list[Path]:
+    """What belongs to an exported file: OpenVINO's weights are beside it."""
+    return [path, path.with_suffix('.bin')] if path.suffix == '.xml' else [path]
+
+
+def _load(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The model with its weights, and the metadata of the checkpoint."""
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    settings = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') and 'backbone' in settings:
+        settings.setdefault('data_preprocessor', cfg.data_preprocessor)  # as the runner does
+    try:
+        model = MODELS.build(settings).eval()
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f'cannot build the model of the config: {error}') from error
+    raw = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
+    try:
+        model.load_state_dict(find_state_dict(raw, f'checkpoint {checkpoint}'))
+    except RuntimeError as error:
+        raise ValueError(f'checkpoint {checkpoint} does not fit the config: {error}') from None
+    meta = raw.get('meta') if isinstance(raw, dict) else None
+    return model, meta if isinstance(meta, dict) else {}
+
+
+def _meta(
+    module: Any,
+    format: str,
+    batch: int | None,
+    size: Sequence[int] | None,
+    info: dict[str, Any],
+    int8: bool = False,
+) -> dict[str, Any]:
+    height, width = size or (None, None)
+    if format == 'coreml' and (batch != 1 or not size):
+        raise ValueError('CoreML takes one picture of one size: give its height and width (--size)')
+    if format == 'coreml' and module.task == 'detection':
+        raise ValueError('detectors cannot be exported to CoreML: use onnx or openvino')
+    if batch is not None and batch < 1:
+        raise ValueError(f'--batch must be at least 1, not {batch}')
+    if size and min(size) < 32:
+        raise ValueError(f'the network takes pictures of at least 32 x 32, not {height} x {width}')
+    precision = 'int8' if int8 else 'float16' if format == 'coreml' else 'float32'
+    meta = dict(
+        task=module.task,
+        classes=info.get('classes'),
+        palette=info.get('palette'),
+        batch=batch,
+        height=height,
+        width=width,
+        min_size=MIN_SIZE,
+        resize=info.get('resize', []),
+        channel_order='rgb',
+        mean=None,
+        std=None,
+        score_threshold=module.score_threshold,
+        precision=precision,
+        config=info.get('config', ''),
+        mmffnet=__version__,
+        inputs=['images'],
+        outputs=module.outputs,
+    )
+    return json.loads(json.dumps(meta))  # as it comes out of a file: lists, no tuples
+
+
+def _notes(model: Any, module: Plain) -> list[str]:
+    cfg = getattr(model, 'test_cfg', None) or {}
+    if module.task == 'segmentation' and cfg.get('mode') == 'slide':
+        return ['note: the config tests in sliding windows; the file takes the picture as a whole']
+    return []
+
+
+def _compare(
+    model: nn.Module,
+    module: Plain,
+    path: Path,
+    format: str,
+    meta: dict[str, Any],
+    calibration: Sequence[np.ndarray] | None,
+) -> tuple[dict[str, float], list[str]]:
+    """The largest deviations from the original model, and remarks.
+
+    Raises:
+        RuntimeError: If one of them is over its tolerance.
+    """
+    if format == 'coreml':
+        from .coreml import check_coreml
+
+        return check_coreml(module, path, meta), [
+            'note: CoreML runs on Apple systems alone; inputs, outputs and weights were compared, '
+            'its results were not'
+        ]
+    exported = load_exported(path)
+    tolerances = TOLERANCES[meta['precision']]
+    worst: dict[str, float] = {}
+    seen = 0
+    for images in _check_pictures(meta, calibration):
+        expected = predict(model, module.task, images)
+        found = deviations(expected, exported(images), module.task)
+        seen += int((expected['labels'] >= 0).sum()) if module.task == 'detection' else 1
+        for name, value in found.items():
+            # NaN is beyond every tolerance, and max() would lose it
+            if name in tolerances and not value <= tolerances[name]:
+                raise RuntimeError(
+                    f'the exported model computes something else: {name} deviate by {value:.1e} '
+                    f'for pictures of {images.shape[2]} x {images.shape[3]} (at most '
+                    f'{tolerances[name]:.0e} is right); the file is removed'
+                )
+            worst[name] = max(worst.get(name, 0.0), value)
+    notes = [] if seen else ['note: nothing was detected in the pictures of the comparison']
+    return worst, notes
+
+
+def _check_pictures(
+    meta: dict[str, Any], calibration: Sequence[np.ndarray] | None
+) -> list[np.ndarray]:
+    """Synthetic scenes in two sizes if it is free, one of them odd; real pictures for int8."""
+    if calibration is not None:
+        return [picture[None] for picture in calibration[:8]]
+    shapes = [(1, 224, 256), (2, 203, 161)]
+    fixed = [meta[key] for key in ('batch', 'height', 'width')]
+    wanted = [tuple(f or s for f, s in zip(fixed, shape, strict=True)) for shape in shapes]
+    return [draw_pictures(*shape) for shape in dict.fromkeys(wanted)]
+
+
+def _dataset(cfg: Config) -> Any:
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    while isinstance(dataset.get('dataset'), dict):
+        dataset = dataset['dataset']
+    return dataset
+
+
+def _legend(cfg: Config, raw_meta: dict[str, Any]) -> dict[str, Any]:
+    """Names and colours of classes: of the checkpoint, or else of the config's data set."""
+    dataset = _dataset(cfg)
+    known = dict(raw_meta.get('dataset_meta') or {})
+    if not known and dataset.get('type'):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(dataset['type'])
+        known = dict(getattr(kind, 'METAINFO', {}))
+        known.update(dataset.get('metainfo') or {})
+    known = {str(key).lower(): value for key, value in known.items()}
+    classes, palette = known.get('classes'), known.get('palette')
+    usable = isinstance(classes, list | tuple)
+    colours = isinstance(palette, list | tuple) and all(len(colour) == 3 for colour in palette)
+    return dict(
+        classes=[str(name) for name in classes] if usable else None,  # type: ignore[union-attr]
+        palette=[[int(v) for v in colour] for colour in palette] if colours else None,  # type: ignore
+    )
+
+
+def _resizing(cfg: Config) -> list[dict[str, Any]]:
+    steps = _dataset(cfg).get('pipeline') or []
+    found = [dict(s) for s in steps if str(s.get('type')).rpartition('.')[2] in _RESIZING]
+    return [s for s in found if s.get('scale_factor') != 1.0]
+
+
+def _natural_size(cfg: Config) -> tuple[int, int] | None:
+    """The size that the config's pictures have, if they have one."""
+    for step in reversed(_resizing(cfg)):
+        crop = step.get('crop_size')
+        if step['type'] == 'CenterCrop':
+            return (crop, crop) if isinstance(crop, int) else tuple(crop)
+    size = (cfg.model.get('data_preprocessor') or {}).get('size')
+    return tuple(size) if size else None
+
+
+def _calibration(cfg: Config, folder: str) -> list[np.ndarray]:
+    from .quantize import read_pictures
+
+    return read_pictures(folder, _resizing(cfg))

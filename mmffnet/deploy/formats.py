@@ -1,0 +1,134 @@
+"""Writes a plain module in each of the formats, with its metadata inside the file."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from .coreml import write_coreml
+from .runtimes import META_KEY, import_runtime, quiet
+
+#: The smallest height and width of files for any size: at 32 the last map is one pixel high or
+#: wide, which torch.export takes for another network
+MIN_SIZE = 33
+
+#: Endings by format
+SUFFIXES = {
+    'onnx': '.onnx',
+    'openvino': '.xml',
+    'torchscript': '.torchscript',
+    'torch-export': '.pt2',
+    'coreml': '.mlpackage',
+}
+
+
+def write(module: nn.Module, path: Path, format: str, meta: dict[str, Any]) -> None:
+    """Writes a module that takes one array of pictures.
+
+    Args:
+        module (nn.Module): Pictures (N, 3, H, W) to a tuple of tensors; in eval mode.
+        path (Path): The file to write; OpenVINO's weights go to the same name ending in ``.bin``.
+        format (str): A key of :data:`SUFFIXES`.
+        meta (dict): As :class:`~mmffnet.deploy.runtimes.Exported` describes it.
+
+    Raises:
+        ImportError: If a package that writes the format is not installed.
+        RuntimeError: If the module cannot be written in this format.
+    """
+    try:
+        with quiet():
+            _WRITERS[format](module, path, meta)
+    except ImportError:
+        raise
+    except Exception as error:  # exporters and converters raise all kinds
+        reason = next((line for line in str(error).splitlines() if line.strip()), '')
+        raise RuntimeError(
+            f'{format} cannot take this model: {type(error).__name__}: {reason.strip()[:300]}'
+        ) from error
+
+
+def example(meta: dict[str, Any]) -> Tensor:
+    """Pictures of a size that a file takes, and that is not special where it is free."""
+    batch, height, width = (meta[key] for key in ('batch', 'height', 'width'))
+    return torch.rand(batch or 2, 3, height or 160, width or 192) * 255
+
+
+def _write_onnx(module: nn.Module, path: Path, meta: dict[str, Any]) -> None:
+    import_runtime('onnx')
+    import_runtime('onnxscript')
+    program = torch.onnx.export(
+        module,
+        (example(meta),),
+        input_names=meta['inputs'],
+        output_names=meta['outputs'],
+        dynamic_shapes=_dynamic_shapes(meta),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props[META_KEY] = json.dumps(meta)
+    program.save(str(path))
+
+
+def _write_openvino(module: nn.Module, path: Path, meta: dict[str, Any]) -> None:
+    import_runtime('openvino')
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        onnx = Path(folder, 'model.onnx')
+        _write_onnx(module, onnx, meta)
+        onnx_to_openvino(onnx, path, meta)
+
+
+def onnx_to_openvino(onnx: Path, path: Path, meta: dict[str, Any]) -> None:
+    """Converts a file.
+
+    Args:
+        onnx (Path): The ONNX file.
+        path (Path): The ``.xml`` file to write.
+        meta (dict): Its metadata.
+    """
+    ov = import_runtime('openvino')
+    model = ov.convert_model(onnx)
+    model.set_rt_info(json.dumps(meta), [META_KEY])
+    ov.save_model(model, path, compress_to_fp16=False)
+
+
+def _write_torchscript(module: nn.Module, path: Path, meta: dict[str, Any]) -> None:
+    traced = trace(module, meta)
+    torch.jit.save(traced, str(path), _extra_files={f'{META_KEY}.json': json.dumps(meta)})
+
+
+def trace(module: nn.Module, meta: dict[str, Any]) -> Any:
+    """The module as TorchScript."""
+    with torch.inference_mode():
+        return torch.jit.trace(module, example(meta), check_trace=False)
+
+
+def _write_torch_export(module: nn.Module, path: Path, meta: dict[str, Any]) -> None:
+    program: ExportedProgram = torch.export.export(
+        module, (example(meta),), dynamic_shapes=_dynamic_shapes(meta), strict=False
+    )
+    torch.export.save(program, path, extra_files={f'{META_KEY}.json': json.dumps(meta)})
+
+
+def _dynamic_shapes(meta: dict[str, Any]) -> tuple[dict[int, Any]]:
+    free: dict[int, Any] = {}
+    if meta['batch'] is None:
+        free[0] = Dim('batch')
+    for axis, name in ((2, 'height'), (3, 'width')):
+        if meta[name] is None:
+            free[axis] = Dim(name, min=meta['min_size'])
+    return (free,)
+
+
+_WRITERS: dict[str, Callable[[nn.Module, Path, dict[str, Any]], None]] = {
+    'onnx': _write_onnx,
+    'openvino': _write_openvino,
+    'torchscript': _write_torchscript,
+    'torch-export': _write_torch_export,
+    'coreml': write_coreml,
+}

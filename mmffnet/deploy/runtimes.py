@@ -1,0 +1,366 @@
+"""Exported models in their own runtimes, behind one interface.
+
+``tools/export.py`` writes the files. Everything that is needed to use one is inside it, so that
+neither the config nor mmdet, mmseg or mmpretrain is needed here.
+"""
+
+import importlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+#: The name of the metadata in every format
+META_KEY = 'mmffnet'
+#: What an exported model can be asked for
+TASKS = ('features', 'classification', 'segmentation', 'detection')
+
+_Run = Callable[[np.ndarray], Sequence[np.ndarray]]
+
+
+class Exported:
+    """A model that left PyTorch, ready to be called on pictures.
+
+    Call it with pictures of one size as one array: float32 (whole numbers are converted), (N, 3, H,
+    W), channels in the order R, G, B, values from 0 to 255. Normalising, and padding to the sizes
+    that the network needs, is done inside. What comes back is a dict of arrays, by task
+    (``meta['task']``):
+
+    ==================  ============  ======================  =====================================
+    task                name          shape, dtype            what
+    ==================  ============  ======================  =====================================
+    ``classification``  ``scores``    (N, classes) float32    probabilities, their sum is 1
+    ``segmentation``    ``labels``    (N, H, W) int64         a class for every pixel of the input
+    ``detection``       ``boxes``     (N, K, 4) float32       x1, y1, x2, y2 in pixels of the input
+    ``detection``       ``scores``    (N, K) float32          descending
+    ``detection``       ``labels``    (N, K) int64            classes; -1 where there is nothing
+    ``detection``       ``masks``     (N, K, 28, 28) float32  Mask R-CNN alone: probabilities inside
+                                                              each box; see :func:`paste_masks`
+    ``features``        ``stage0``..  (N, C, h, w) float32    the backbone's maps; the numbers are
+                                                              those of the stages
+    ==================  ============  ======================  =====================================
+
+    K is the same for all pictures of a call, and may differ from call to call; places without a
+    detection are the last ones of a picture and have the label -1, the score 0 and a box of zeros.
+    Which scores are too low to be given at all is part of the file (``meta['score_threshold']``).
+
+    Args:
+        path (str | Path): The file.
+        meta (dict): What the file says about itself. All keys are always there:
+
+            - **task** (str): One of :data:`TASKS`.
+            - **classes** (list[str] or None): Their names, by label; None if unknown.
+            - **palette** (list[list[int]] or None): A colour (R, G, B) for every class.
+            - **batch** (int or None): Pictures per call; None for any number.
+            - **height**, **width** (int or None): Size of the pictures; None for any.
+            - **min_size** (int): The smallest height and width, where they are free.
+            - **resize** (list[dict]): What the config does to the size of a picture before the
+              model gets it: those steps of its test pipeline that do, in the words of the config,
+              such as ``{'type': 'Resize', 'scale': [1333, 800], 'keep_ratio': True}``.
+            - **channel_order** (str): ``'rgb'``.
+            - **mean**, **std** (None): How to normalise pictures; None, as the model does.
+            - **score_threshold** (float or None): Detections below it are not given.
+            - **precision** (str): ``'float32'``, ``'float16'`` (weights alone) or ``'int8'``.
+            - **config** (str): Name of the config, such as ``'retinanet_ffnet2_coco'``.
+            - **mmffnet** (str): Version that wrote the file.
+            - **inputs**, **outputs** (list[str]): Names in the graph, in their order.
+        run (Callable): Runs the model on a checked array; returns the outputs in their order.
+    """
+
+    def __init__(self, path: str | os.PathLike, meta: dict[str, Any], run: _Run):
+        self.path = Path(path)
+        self.meta = meta
+        self._run = run
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Runs the model.
+
+        Args:
+            images (np.ndarray): (N, 3, H, W), R, G, B, 0 to 255.
+
+        Raises:
+            ValueError: If the array is not of that form, or of a size that the file does not take.
+        """
+        outputs = self._run(self._check(images))
+        return {
+            name: np.asarray(value, np.int64 if name == 'labels' else np.float32)
+            for name, value in zip(self.meta['outputs'], outputs, strict=True)
+        }
+
+    def _check(self, images: np.ndarray) -> np.ndarray:
+        shape = images.shape
+        if len(shape) != 4 or shape[1] != 3 or not shape[0] or images.dtype.kind not in 'uif':
+            raise ValueError(
+                f'{self.path.name} takes pictures as numbers of the shape (N, 3, H, W), got '
+                f'{images.dtype} of the shape {shape}'
+            )
+        wanted = [self.meta[key] for key in ('batch', 'height', 'width')]
+        given = [shape[0], *shape[2:]]
+        if any(w not in (None, g) for w, g in zip(wanted, given, strict=True)):
+            n, height, width = ('any' if w is None else w for w in wanted)
+            raise ValueError(
+                f'{self.path.name} was exported for {n} x 3 x {height} x {width}, got {shape}: '
+                f'resize the pictures, or export with other sizes'
+            )
+        smallest = self.meta['min_size']
+        if any(w is None and g < smallest for w, g in zip(wanted[1:], given[1:], strict=True)):
+            raise ValueError(
+                f'{self.path.name} takes pictures of at least {smallest} x {smallest}, got '
+                f'{shape[2]} x {shape[3]}'
+            )
+        return np.ascontiguousarray(images, np.float32)
+
+
+def load_exported(
+    path: str | os.PathLike,
+    device: str = 'cpu',
+    threads: int | None = None,
+    precision: str = 'float32',
+) -> Exported:
+    """Loads a file that ``tools/export.py`` wrote into the runtime that it is for.
+
+    ================  ====================  =====================================================
+    ending            runtime               devices
+    ================  ====================  =====================================================
+    ``.onnx``         ONNX Runtime          ``cpu``; ``cuda`` with onnxruntime-gpu
+    ``.xml``          OpenVINO              ``cpu``, and what OpenVINO names (``gpu``, ``npu``)
+    ``.torchscript``  PyTorch               ``cpu``, ``cuda``, ...
+    ``.pt2``          PyTorch               ``cpu``, ``cuda``, ...
+    ================  ====================  =====================================================
+
+    Load only files that you trust: TorchScript files are programs.
+
+    Args:
+        path (str | Path): The file.
+        device (str): Where to run. Defaults to ``'cpu'``.
+        threads (int, optional): Number of CPU threads; for the two PyTorch formats this holds for
+            the whole process. Defaults to None, which leaves it to the runtime.
+        precision (str): ``'bfloat16'`` lets OpenVINO compute in it, which is faster on CPUs that
+            can and deviates; other runtimes know nothing but ``'float32'``. Defaults to
+            ``'float32'``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ImportError: If the runtime is not installed.
+        ValueError: If the file is of another kind or from elsewhere, or the runtime has no such
+            device or precision.
+        RuntimeError: If the file is damaged.
+    """
+    path = Path(path)
+    if path.suffix not in _LOADERS:
+        raise ValueError(
+            f'{path} is no exported model that runs here: known endings are {", ".join(_LOADERS)}'
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no exported model {path}')
+    if precision != 'float32' and (precision, path.suffix) != ('bfloat16', '.xml'):
+        raise ValueError(f'{path.name} cannot be computed in {precision}')
+    # ending in .onnx does not make it one, and every runtime has errors of its own
+    try:
+        with quiet():
+            text, make_run = _LOADERS[path.suffix](path, device, threads, precision)
+    except (RuntimeError, BadZipFile) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise RuntimeError(f'cannot load {path} on {device}: {reason}') from error
+    if not text:
+        raise ValueError(f'{path} was not written by tools/export.py: it says nothing of its task')
+    meta = json.loads(text)
+    return Exported(path, meta, make_run(meta))
+
+
+def paste_masks(
+    masks: np.ndarray, boxes: np.ndarray, height: int, width: int, threshold: float = 0.5
+) -> np.ndarray:
+    """Paints the masks of one picture at their places in it.
+
+    Args:
+        masks (np.ndarray): (K, h, w), probabilities inside the boxes.
+        boxes (np.ndarray): (K, 4), x1, y1, x2, y2 in pixels of the picture.
+        height (int): Height of the picture.
+        width (int): Its width.
+        threshold (float): What is at least as probable belongs to the object. Defaults to 0.5.
+
+    Returns:
+        np.ndarray: (K, height, width) bool.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    pasted = np.zeros((len(masks), height, width), bool)
+    corners = torch.from_numpy(boxes.astype(np.float32))
+    for mask, (x0, y0, x1, y1), out in zip(masks, corners, pasted, strict=True):
+        # where the mask has faded to its border, half of one of its pixels outside of the box
+        beyond_x, beyond_y = (x1 - x0) / mask.shape[1] / 2, (y1 - y0) / mask.shape[0] / 2
+        left, right = max(int(x0 - beyond_x), 0), min(int(x1 + beyond_x) + 1, width)
+        top, bottom = max(int(y0 - beyond_y), 0), min(int(y1 + beyond_y) + 1, height)
+        if right <= left or bottom <= top or x1 <= x0 or y1 <= y0:
+            continue
+        # a pixel's centre is half a pixel from its corner
+        x = (torch.arange(left, right) + 0.5 - x0) / (x1 - x0) * 2 - 1
+        y = (torch.arange(top, bottom) + 0.5 - y0) / (y1 - y0) * 2 - 1
+        grid = torch.stack(torch.meshgrid(x, y, indexing='xy'), dim=-1)[None].float()
+        source = torch.from_numpy(np.ascontiguousarray(mask, np.float32))[None, None]
+        values = F.grid_sample(source, grid, align_corners=False)[0, 0]
+        out[top:bottom, left:right] = (values >= threshold).numpy()
+    return pasted
+
+
+def import_runtime(name: str, package: str | None = None) -> ModuleType:
+    """Imports a package that only exporting, or one format, needs.
+
+    Args:
+        name (str): The module.
+        package (str, optional): What to install for it. Defaults to None, which is the same name.
+
+    Raises:
+        ImportError: If it is not installed; says how to install it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f'this needs {package or name}, which cannot be imported ({error}): '
+            f'`pip install {package or name}`'
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters tell much of what the comparison afterwards finds, or of what nobody can change."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _load_onnx(path: Path, device: str, threads: int | None, _: str) -> tuple[str, Any]:
+    ort = import_runtime('onnxruntime')
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    kind, _, number = device.partition(':')
+    provider = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}.get(kind)
+    if provider not in ort.get_available_providers():
+        raise ValueError(
+            f'the installed onnxruntime has no device {device!r} (onnxruntime-gpu has cuda): it '
+            f'has {", ".join(ort.get_available_providers())}'
+        )
+    options = ort.SessionOptions()
+    if threads:
+        options.intra_op_num_threads = threads
+    settings = {'device_id': number or '0'} if kind == 'cuda' else {}
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[(provider, settings)])
+    except (errors.InvalidProtobuf, errors.InvalidGraph, errors.Fail) as error:
+        raise RuntimeError(str(error)) from error
+    text = session.get_modelmeta().custom_metadata_map.get(META_KEY, '')
+
+    def make_run(meta: dict[str, Any]) -> _Run:
+        return lambda images: session.run(meta['outputs'], {meta['inputs'][0]: images})
+
+    return text, make_run
+
+
+def _load_openvino(path: Path, device: str, threads: int | None, precision: str) -> tuple[str, Any]:
+    ov = import_runtime('openvino')
+    if not path.with_suffix('.bin').is_file():
+        raise FileNotFoundError(f'the weights {path.with_suffix(".bin")} of {path} are missing')
+    core = ov.Core()
+    name = device.upper().replace(':', '.')
+    if name.partition('.')[0] not in {d.partition('.')[0] for d in core.available_devices}:
+        raise ValueError(
+            f'OpenVINO has no device {device!r}: it has {", ".join(core.available_devices).lower()}'
+        )
+    model = core.read_model(path)
+    # where the processor can, OpenVINO would choose bfloat16 by itself
+    settings: dict[str, Any] = {
+        'INFERENCE_PRECISION_HINT': 'bf16' if precision == 'bfloat16' else 'f32',
+        'PERFORMANCE_HINT': 'LATENCY',
+    }
+    if threads and name == 'CPU':
+        settings['INFERENCE_NUM_THREADS'] = threads
+    compiled = core.compile_model(model, name, settings)
+    text = str(model.get_rt_info([META_KEY]).value) if model.has_rt_info([META_KEY]) else ''
+
+    def make_run(meta: dict[str, Any]) -> _Run:
+        def run(images: np.ndarray) -> list[np.ndarray]:
+            found = compiled(images)
+            return [np.array(found[output]) for output in meta['outputs']]
+
+        return run
+
+    return text, make_run
+
+
+def _load_torchscript(path: Path, device: str, threads: int | None, _: str) -> tuple[str, Any]:
+    import torch
+
+    _register_torchvision()
+    extra = {f'{META_KEY}.json': ''}
+    model = torch.jit.load(str(path), map_location=device, _extra_files=extra)
+    return _text(extra), _torch_runner(model, device, threads)
+
+
+def _load_pt2(path: Path, device: str, threads: int | None, _: str) -> tuple[str, Any]:
+    import torch
+    from torch.export.passes import move_to_device_pass
+
+    _register_torchvision()
+    extra = {f'{META_KEY}.json': ''}
+    program = torch.export.load(path, extra_files=extra)
+    if torch.device(device).type != 'cpu':
+        program = move_to_device_pass(program, device)
+    return _text(extra), _torch_runner(program.module(), device, threads)
+
+
+def _text(extra: dict[str, Any]) -> str:
+    (value,) = extra.values()
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _register_torchvision() -> None:
+    """Detectors contain torchvision's operators, which are there once it is imported."""
+    if importlib.util.find_spec('torchvision'):
+        importlib.import_module('torchvision')
+
+
+def _torch_runner(model: Any, device: str, threads: int | None) -> Any:
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+    def make_run(meta: dict[str, Any]) -> _Run:
+        @torch.inference_mode()
+        def run(images: np.ndarray) -> list[np.ndarray]:
+            outputs = model(torch.from_numpy(images).to(device))
+            return [output.cpu().numpy() for output in outputs]
+
+        return run
+
+    return make_run
+
+
+_LOADERS: dict[str, Callable[[Path, str, int | None, str], tuple[str, Any]]] = {
+    '.onnx': _load_onnx,
+    '.xml': _load_openvino,
+    '.torchscript': _load_torchscript,
+    '.pt2': _load_pt2,
+}
