@@ -18,6 +18,11 @@ from typing import Any, NoReturn
 TOOLS = {
     'train': 'train a model from a config',
     'test': 'evaluate a checkpoint',
+    'infer': 'run a model on pictures, folders, videos or a camera',
+    'web': 'try a model on pictures in the browser',
+    'export': 'write a model as ONNX, OpenVINO, CoreML or TorchScript',
+    'benchmark': 'accuracy and speed of models, side by side',
+    'get-flops': 'parameters and multiply-adds of a config',
     'prepare-data': 'fetch COCO, ADE20K or Cityscapes and lay it out',
 }
 
@@ -33,8 +38,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in TOOLS:
-        _run_tool(argv[0], argv[1:])  # the tool has its own options, and its own --help
-        return 0
+        return _run_tool(argv[0], argv[1:])  # the tool has its own options, and its own --help
     parser = Parser(prog='mmffnet', description='FFNet / MetaMixer backbones for OpenMMLab 2.x')
     parser.add_argument('--version', action='version', version=f'mmffnet {_version()}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
@@ -66,10 +70,10 @@ def _complain(message: str) -> int:
     return 2
 
 
-def _run_tool(name: str, arguments: Sequence[str]) -> None:
+def _run_tool(name: str, arguments: Sequence[str]) -> int:
     file = name.replace('-', '_')
     tool = runpy.run_path(_definitions('paths')['tools_path'](f'{file}.py'))
-    tool['main'](arguments, prog=f'mmffnet {name}')
+    return tool['main'](arguments, prog=f'mmffnet {name}') or 0
 
 
 def _list_configs(pattern: str) -> int:

@@ -37,19 +37,24 @@ EXTRAS = {
     'det': ['mmdet>=3.2,<4'],
     'seg': ['mmsegmentation>=1.2,<2', 'ftfy', 'regex'],
     'cls': ['mmpretrain>=1.1,<2'],
-    'export': ['onnx', 'onnxruntime', 'onnxscript'],
 }
 # without 'lite': mmcv-lite would land on top of a full mmcv
 EXTRAS['all'] = sorted({name for key in EXTRAS if key != 'lite' for name in EXTRAS[key]})
+EXTRAS['export'] = ['coremltools', 'onnx', 'onnxruntime', 'onnxscript', 'openvino']
+EXTRAS['web'] = ['gradio']
 EXTRAS['dev'] = [
     'hypothesis',
+    'ipykernel',
     'model-index',
     'mypy',
+    'nbclient',
     'pre-commit',
     'pytest',
     'pytest-timeout',
     'pytest-xdist',
     'ruff',
+    'selenium',
+    'timm',
 ]
 
 

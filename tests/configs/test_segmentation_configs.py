@@ -19,9 +19,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS, DefaultScope
 from mmengine.structures import PixelData
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import mmffnet
+from mmffnet.benchmark.flops import count
 from mmffnet.checkpoint import OFFICIAL_WEIGHTS, convert_names
 from mmffnet.paths import config_names
 
@@ -183,35 +183,15 @@ def test_deep_supervision_off():
 # ------------------------------------------------------------------ published sizes
 
 
-def count(model, height, width):
-    """Multiply-adds of the convolutions, and numbers of values that pass the small layers."""
-    passed = dict(bias=0, relu=0, norm=0)
-
-    def look(module, args, out):
-        if isinstance(module, nn.Conv2d) and module.bias is not None:
-            passed['bias'] += out.numel()
-        elif isinstance(module, nn.ReLU):
-            passed['relu'] += out.numel()
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            passed['norm'] += out.numel()
-
-    for module in model.modules():
-        module.register_forward_hook(look)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(1, 3, height, width, device='meta'))
-    return counter.get_total_flops() / 2, passed
-
-
 @pytest.mark.parametrize(
     ('name', 'parameters', 'flops'),
     zip(UPERNETS[1:], (58, 80, 113), (942, 1010, 1158), strict=True),
 )
 def test_published_size_of_upernet(name, parameters, flops):
     """At 512x2048, counted with biases and ReLU but without SyncBN."""
-    model = build(read(name), 'meta')
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6) == parameters
-    macs, passed = count(model, 512, 2048)
-    assert round((macs + passed['bias'] + passed['relu']) / 1e9) == flops
+    cost = count(build(read(name), 'meta'), (512, 2048))
+    assert round(cost.parameters / 1e6) == parameters
+    assert round((cost.macs + cost.values['bias'] + cost.values['relu']) / 1e9) == flops
 
 
 @pytest.mark.parametrize(
@@ -223,13 +203,10 @@ def test_published_size_of_upernet(name, parameters, flops):
     ],
 )
 def test_published_size_of_the_system(name, size, parameters, macs, total):
-    cfg = read(name)
-    cfg.model.test_cfg = dict(mode='whole')
-    model = build(cfg, 'meta')
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(parameters, abs=1e-3)
-    convolutions, passed = count(model, *size)
-    assert convolutions / 1e9 == pytest.approx(macs, abs=6e-3)
-    assert (convolutions + 2 * passed['norm']) / 1e9 == pytest.approx(total, abs=6e-3)
+    cost = count(build(read(name), 'meta'), size)
+    assert cost.parameters / 1e6 == pytest.approx(parameters, abs=1e-3)
+    assert cost.macs / 1e9 == pytest.approx(macs, abs=6e-3)
+    assert (cost.macs + 2 * cost.values['norm']) / 1e9 == pytest.approx(total, abs=6e-3)
 
 
 # ------------------------------------------------------------------ official checkpoints

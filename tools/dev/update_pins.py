@@ -2,8 +2,8 @@
 
     python tools/dev/update_pins.py python3.11 python3.10 [python3.12 ...]
 
-The first interpreter decides the versions. Each further one keeps them, unless it is too old to
-have them: then the packages that differ get a second line, with an environment marker. Nothing is
+The first interpreter decides the versions. Each further one keeps them, unless it is too old or too
+new to have them: then the packages that differ get a second line, with an environment marker. Nothing is
 installed, and only wheels are considered.
 """
 
@@ -54,19 +54,26 @@ def resolve_near(python: str, wanted: dict[str, str]) -> tuple[str, dict[str, st
         return resolve(python, {})
 
 
-def render(newest: dict[str, str], others: list[tuple[str, dict[str, str]]]) -> str:
+def number(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split('.')))
+
+
+def render(first: str, pinned: dict[str, str], others: list[tuple[str, dict[str, str]]]) -> str:
     lines = []
-    for name in sorted(set(newest).union(*(pins for _, pins in others))):
-        differing = {v: pins.get(name) for v, pins in others if pins.get(name) != newest.get(name)}
-        if len(set(differing.values())) > 1:
+    for name in sorted(set(pinned).union(*(pins for _, pins in others))):
+        differing = {v: pins.get(name) for v, pins in others if pins.get(name) != pinned.get(name)}
+        newer = [number(v) > number(first) for v in differing]
+        if len(set(differing.values())) > 1 or len(set(newer)) > 1:
             raise SystemExit(
-                f'{name}: one older version is possible, these are several: {differing}'
+                f'{name}: one version beside that of {first} is possible, these are several: '
+                f'{differing}'
             )
-        rows = [(newest.get(name), '')]
+        rows = [(pinned.get(name), '')]
         if differing:
-            limit = max(differing, key=lambda v: tuple(map(int, v.split('.'))))
-            rows = [(newest.get(name), f'python_version > "{limit}"')]
-            rows += [(differing[limit], f'python_version <= "{limit}"')]
+            limit = (min if newer[0] else max)(differing, key=number)
+            ours, theirs = ('<', '>=') if newer[0] else ('>', '<=')
+            rows = [(pinned.get(name), f'python_version {ours} "{limit}"')]
+            rows += [(differing[limit], f'python_version {theirs} "{limit}"')]
         linux = 'sys_platform == "linux"' if name.startswith(LINUX_ONLY) else ''
         for pin, marker in rows:
             condition = ' and '.join(filter(None, (marker, linux)))
@@ -79,9 +86,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('pythons', nargs='+', help='interpreters, the one that decides first')
     first, *rest = parser.parse_args().pythons
-    _, newest = resolve(first, {})
-    others = [resolve_near(python, newest) for python in rest]
-    PINS.write_text(render(newest, others))
+    version, pinned = resolve(first, {})
+    others = [resolve_near(python, pinned) for python in rest]
+    PINS.write_text(render(version, pinned, others))
     print(f'wrote {PINS}', file=sys.stderr)
 
 

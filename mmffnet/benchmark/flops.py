@@ -1,0 +1,122 @@
+"""Parameters and multiply-adds of a model, counted while it runs without its memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..deploy.reparameterize import _forward as forward_tensors
+from .networks import Network, fuse
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one picture costs.
+
+    Args:
+        parameters (int): Number of parameters.
+        macs (int): Multiply-adds of convolutions and matrix products, which papers call FLOPs.
+        parts (dict[str, int]): The same for each module that has some, by its name.
+        values (dict[str, int]): Numbers of values that pass ``norm`` (batch norms), ``bias`` (of
+            convolutions) and ``relu``; some papers add those.
+    """
+
+    parameters: int
+    macs: int
+    parts: dict[str, int]
+    values: dict[str, int]
+
+
+def count(model: nn.Module, size: Sequence[int]) -> Cost:
+    """Counts what one picture costs.
+
+    Args:
+        model (nn.Module): A backbone, detector, segmentor or classifier. On the device 'meta'
+            nothing is computed; models whose work depends on their results, as that of two-stage
+            detectors does, must be elsewhere.
+        size (Sequence[int]): Height and width of the picture.
+    """
+    model.eval()
+    parameters = list(model.parameters())
+    values = dict.fromkeys(('norm', 'bias', 'relu'), 0)
+
+    def look(module: nn.Module, args: Any, out: Tensor) -> None:
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            values['bias'] += out.numel()
+        elif isinstance(module, nn.ReLU):
+            values['relu'] += out.numel()
+        elif isinstance(module, _BatchNorm):
+            values['norm'] += out.numel()
+
+    hooks = [module.register_forward_hook(look) for module in model.modules()]
+    image = torch.zeros(1, 3, *size, device=parameters[0].device)
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            forward_tensors(model, image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    counts = {
+        name.partition('.')[2]: sum(found.values()) // 2
+        for name, found in counter.get_flop_counts().items()
+    }
+    ran = set(counts)
+    # a module whose methods are called in other ways than by itself is the sum of those in it
+    for name in sorted(counts, key=lambda name: -name.count('.')):
+        parent = name.rpartition('.')[0]
+        if parent and parent not in ran:
+            counts[parent] = counts.get(parent, 0) + counts[name]
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        macs=counter.get_total_flops() // 2,
+        parts={name: counts[name] for name, _ in model.named_modules() if name and name in counts},
+        values=values,
+    )
+
+
+def count_network(network: Network, size: Sequence[int]) -> tuple[Cost, Cost]:
+    """Counts what a network costs as it is trained, and re-parameterised.
+
+    Args:
+        network (Network): The network.
+        size (Sequence[int]): Height and width of the picture.
+
+    Raises:
+        UsageError: If the network cannot be built.
+        ValueError: If it cannot take such a picture.
+    """
+    try:
+        return _count_both(network, size, 'meta')
+    except (NotImplementedError, RuntimeError, TypeError):  # what is chosen by score needs numbers
+        try:
+            return _count_both(network, size, 'cpu')
+        except RuntimeError as error:
+            height, width = size
+            reason = str(error).partition('\n')[0]
+            raise ValueError(f'{network.name} cannot take {height} x {width}: {reason}') from error
+
+
+def describe(name: str, size: Sequence[int], trained: Cost, fused: Cost, depth: int = 0) -> str:
+    """Says what a network costs, and what its modules do down to some depth."""
+    lines = [f'{name} at {size[0]} x {size[1]} (height x width)']
+    for text, cost in (('as trained', trained), ('fused', fused)):
+        lines.append(
+            f'{text:10}  {cost.parameters / 1e6:9.3f} M parameters  {cost.macs / 1e9:9.3f} G '
+            'multiply-adds'
+        )
+    listed = [part for part in trained.parts if part.count('.') < depth]
+    width = max(map(len, listed), default=0)
+    for part in listed:
+        before, after = (cost.parts.get(part, 0) / 1e9 for cost in (trained, fused))
+        lines.append(f'  {part:{width}}  {before:9.3f} G, fused {after:9.3f} G')
+    return '\n'.join(lines)
+
+
+def _count_both(network: Network, size: Sequence[int], device: str) -> tuple[Cost, Cost]:
+    torch.manual_seed(0)  # what detectors select by score depends on the weights
+    model = network.build(device)
+    return count(model, size), count(fuse(model), size)

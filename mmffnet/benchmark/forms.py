@@ -1,0 +1,187 @@
+"""Forms that a network can run in: fused or not, memory layout, compiled, precision, runtime."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..deploy.export import export_module
+from ..deploy.reparameterize import _forward as forward_tensors
+from ..deploy.runtimes import load_exported
+from ..engine.runner import UsageError
+from .networks import fuse
+
+#: Endings of the files that runtimes load
+RUNTIMES = {'onnxruntime': '.onnx', 'openvino': '.xml'}
+
+Call = Callable[[], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a network runs; without any of these it is PyTorch in eager mode, NCHW, float32.
+
+    Args:
+        fused (bool): Re-parameterised. Exported models always are. Defaults to False.
+        channels_last (bool): NHWC in memory. Defaults to False.
+        compile (bool): ``torch.compile``; of a whole model, backbone and neck. Defaults to False.
+        freeze (bool): Compiled with the weights as constants. Defaults to False.
+        onnxruntime (bool): Exported, in ONNX Runtime. Defaults to False.
+        openvino (bool): Exported, in OpenVINO. Defaults to False.
+        bf16 (bool): bfloat16: weights and maps of backbones, automatic mixed precision in whole
+            models and training, the runtime's own choice of layers in OpenVINO. Defaults to False.
+    """
+
+    fused: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    freeze: bool = False
+    onnxruntime: bool = False
+    openvino: bool = False
+    bf16: bool = False
+
+    def __str__(self) -> str:
+        return '+'.join(f.name for f in fields(self) if getattr(self, f.name)) or 'eager'
+
+    @property
+    def runtime(self) -> str | None:
+        return next((name for name in RUNTIMES if getattr(self, name)), None)
+
+
+def parse_form(text: str) -> Form:
+    """Reads a form such as 'eager', 'fused+channels_last+bf16' or 'openvino+bf16'.
+
+    Raises:
+        UsageError: If there is no such form.
+    """
+    known = [f.name for f in fields(Form)]
+    parts = [part for part in text.split('+') if part != 'eager']
+    for part in parts:
+        if part not in known:
+            raise UsageError(f"'{text}' is no form: its parts are eager or {', '.join(known)}")
+    form = Form(**dict.fromkeys(parts, True))
+    if form.runtime and set(parts) - {'fused', 'bf16', form.runtime}:
+        raise UsageError(f"'{text}' is no form: {form.runtime} goes with fused and bf16 alone")
+    if form.onnxruntime and form.bf16:
+        raise UsageError(f"'{text}' is no form: ONNX Runtime computes in float32 on CPUs")
+    return form
+
+
+def prepare(
+    model: nn.Module, form: Form, image: Tensor, threads: int, folder: Path
+) -> tuple[Call, int]:
+    """Brings a network into a form.
+
+    Args:
+        model (nn.Module): The network, in eval mode; it is changed.
+        form (Form): The form.
+        image (Tensor): Its input, on the device that it is to run on.
+        threads (int): CPU threads of the runtime; PyTorch's are set for the whole process.
+        folder (Path): Where exported models go.
+
+    Returns:
+        tuple[Callable, int]: What runs it once and returns its outputs, and its number of
+        parameters.
+
+    Raises:
+        ImportError: If the runtime is not installed.
+        ValueError: If the network has no such form.
+    """
+    if form.fused or form.runtime:
+        model = fuse(model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if form.runtime:
+        path = export_module(model, folder / f'model{RUNTIMES[form.runtime]}', image.shape)
+        return prepare_exported(path, form, image, threads), parameters
+    whole = hasattr(model, 'data_preprocessor')
+    model, image = _lay_out(model, form, image)
+    if form.bf16 and not whole:
+        model, image = model.bfloat16(), image.bfloat16()
+    if form.compile or form.freeze:
+        _compile(model, form)
+
+    @torch.no_grad()
+    def call() -> list[Tensor]:
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=form.bf16 and whole):
+            return tensors(forward_tensors(model, image))
+
+    return call, parameters
+
+
+def prepare_training(model: nn.Module, form: Form, image: Tensor) -> tuple[Call, int]:
+    """Brings a backbone into a form that trains; the call is a forward and a backward pass.
+
+    The loss is the sum of all maps, weighted at random, as a plain mean of maps behind a layer norm
+    has no gradient. The gradients of the call before are thrown away first.
+
+    Raises:
+        UsageError: If the form is one for inference.
+    """
+    if form.fused or form.freeze or form.runtime:
+        raise UsageError(f'{form} is a form for inference: no training step can be measured in it')
+    model, image = _lay_out(model.train(), form, image)
+    if form.compile:
+        _compile(model, form)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        weights = [
+            torch.randn(y.shape, generator=generator).to(image.device) / y.numel() ** 0.5
+            for y in model(image)
+        ]
+
+    def call() -> list[Tensor]:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=form.bf16):
+            maps = model(image)
+        loss = torch.stack([(y.float() * w).sum() for y, w in zip(maps, weights, strict=True)])
+        loss.sum().backward()
+        return [loss.detach()]
+
+    return call, sum(parameter.numel() for parameter in model.parameters())
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in tensors(item)]
+    return []
+
+
+def _lay_out(model: nn.Module, form: Form, image: Tensor) -> tuple[nn.Module, Tensor]:
+    layout = torch.channels_last if form.channels_last else torch.contiguous_format
+    model = model.to(image.device)
+    if form.channels_last:
+        model = model.to(memory_format=layout)  # type: ignore[call-overload]
+    return model, image.contiguous(memory_format=layout)
+
+
+def _compile(model: nn.Module, form: Form) -> None:
+    # several networks share the code of their modules: each is one more compilation of it
+    torch._dynamo.config.recompile_limit = 1000
+    torch._dynamo.config.accumulated_recompile_limit = 10000
+    options = dict(options={'freezing': True}) if form.freeze else {}
+    parts: list[Any] = [model]
+    if hasattr(model, 'backbone'):
+        parts = [part for part in (model.backbone, getattr(model, 'neck', None)) if part]
+    for part in parts:
+        part.compile(**options)
+
+
+def prepare_exported(path: Path, form: Form, image: Tensor, threads: int) -> Call:
+    """Loads an exported model into its runtime, as :func:`prepare` does."""
+    precision = 'bfloat16' if form.bf16 else 'float32'
+    exported = load_exported(path, image.device.type, threads, precision)
+    pictures = image.cpu().numpy()
+
+    def call() -> list[Tensor]:
+        return [torch.from_numpy(np.asarray(out)) for out in exported(pictures).values()]
+
+    return call

@@ -1,0 +1,92 @@
+"""Models and their published results, from model-index.yml and metafiles of one's own."""
+
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..engine.runner import UsageError
+from ..paths import tools_path
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of a metafile, or one that was named by its config and checkpoint.
+
+    Args:
+        name (str): Its name.
+        config (str, optional): The config file. Defaults to None: there is none.
+        weights (str, optional): Checkpoint file or address. Defaults to None: there is none.
+        dataset (str): What it is evaluated on. Defaults to ''.
+        published (dict[str, float]): Metrics by the names of the metafile. Defaults to none.
+        metadata (dict): What the metafile says besides. Defaults to nothing.
+    """
+
+    name: str
+    config: str | None = None
+    weights: str | None = None
+    dataset: str = ''
+    published: dict[str, float] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def read_entries(metafile: str | None = None) -> list[Entry]:
+    """Reads what the metafiles list.
+
+    Args:
+        metafile (str, optional): A metafile of one's own; paths in it are relative to its folder,
+            or to the current one. Defaults to None, the model index of mmffnet.
+
+    Raises:
+        UsageError: If a file is not there or is no metafile.
+    """
+    if metafile is not None:
+        return _read_metafile(Path(metafile), (Path(metafile).parent, Path()))
+    root = Path(tools_path('test.py')).parents[1]
+    index = yaml.safe_load((root / 'model-index.yml').read_text(encoding='utf-8'))
+    return [entry for name in index['Import'] for entry in _read_metafile(root / name, (root,))]
+
+
+def select(entries: list[Entry], patterns: list[str]) -> list[Entry]:
+    """Those entries whose names match one of the patterns; all if there is no pattern.
+
+    Raises:
+        UsageError: If a pattern matches nothing.
+    """
+    for pattern in patterns:
+        if not any(fnmatch(entry.name, pattern) for entry in entries):
+            names = ', '.join(entry.name for entry in entries)
+            raise UsageError(f"no model is called '{pattern}': there are {names}")
+    return [e for e in entries if not patterns or any(fnmatch(e.name, p) for p in patterns)]
+
+
+def _read_metafile(path: Path, folders: tuple[Path, ...]) -> list[Entry]:
+    if not path.is_file():
+        raise UsageError(f"there is no metafile '{path}'")
+    try:
+        models = yaml.safe_load(path.read_text(encoding='utf-8'))['Models']
+        return [_entry(model, folders) for model in models or ()]
+    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        reason = f'{type(error).__name__}: {error}'.partition('\n')[0]
+        raise UsageError(f'{path} is no metafile with Models ({reason})') from error
+
+
+def _entry(model: dict[str, Any], folders: tuple[Path, ...]) -> Entry:
+    results = model.get('Results') or []
+    return Entry(
+        name=str(model['Name']),
+        config=_locate(model.get('Config'), folders),
+        weights=_locate(model.get('Weights'), folders),
+        dataset=', '.join(dict.fromkeys(str(result.get('Dataset', '')) for result in results)),
+        published={k: float(v) for result in results for k, v in result['Metrics'].items()},
+        metadata=model.get('Metadata') or {},
+    )
+
+
+def _locate(name: str | None, folders: tuple[Path, ...]) -> str | None:
+    if name is None or '://' in name:
+        return name
+    places = [folder / name for folder in folders]
+    return str(next((place for place in places if place.exists()), places[0]))

@@ -1,0 +1,241 @@
+"""What can be measured by name: FFNets, other people's backbones, and whole models of configs."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model.utils import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+
+from ..deploy.runtimes import import_runtime, load_exported
+from ..engine.runner import UsageError, read_config
+from ..models import FFNet, FFNetSeg, reparameterize
+from .metafiles import read_entries
+
+#: Endings of exported models
+EXPORTED = ('.onnx', '.xml', '.torchscript', '.pt2')
+#: Models that a backbone can be measured inside: config, and height and width of the input.
+AROUND = {
+    'maskrcnn': ('detection/maskrcnn_ffnet2_coco.py', (800, 1344)),  # 800x1333 as it is padded
+    'upernet': ('segmentation/upernet_ffnet2_ade20k.py', (512, 512)),
+}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A network of timm's and what its authors published.
+
+    Args:
+        timm_name (str): Its name there.
+        size (int): Height and width of the pictures that the accuracy was measured on.
+        accuracy (float): Published top-1 accuracy on ImageNet-1k, trained on it alone and without
+            a teacher.
+        source (str): Where that is published.
+    """
+
+    timm_name: str
+    size: int
+    accuracy: float
+    source: str
+
+
+_SWIN = 'Liu et al. 2021, arXiv 2103.14030'
+_CONVNEXT = 'Liu et al. 2022, arXiv 2201.03545'
+_FASTVIT = 'github.com/apple/ml-fastvit (Vasu et al. 2023, arXiv 2303.14189)'
+_METAFORMER = 'github.com/sail-sg/metaformer (Yu et al. 2022, arXiv 2210.13452)'
+#: CAS-ViT is not in timm.
+PEERS = {
+    'resnet50': Peer('resnet50', 224, 80.4, 'Wightman et al. 2021, arXiv 2110.00476 (recipe A1)'),
+    'convnext_tiny': Peer('convnext_tiny', 224, 82.1, _CONVNEXT),
+    'convnext_small': Peer('convnext_small', 224, 83.1, _CONVNEXT),
+    'swin_tiny': Peer('swin_tiny_patch4_window7_224', 224, 81.3, _SWIN),
+    'swin_small': Peer('swin_small_patch4_window7_224', 224, 83.0, _SWIN),
+    'poolformer_s36': Peer('poolformer_s36', 224, 81.4, 'Yu et al. 2022, arXiv 2111.11418'),
+    'fastvit_sa24': Peer('fastvit_sa24', 256, 82.7, _FASTVIT),
+    'fastvit_sa36': Peer('fastvit_sa36', 256, 83.6, _FASTVIT),
+    'convformer_s18': Peer('convformer_s18', 224, 83.0, _METAFORMER),
+    'caformer_s18': Peer('caformer_s18', 224, 83.6, _METAFORMER),
+}
+
+
+@MODELS.register_module()
+class TimmFeatures(nn.Module):
+    """The last four maps of a network of timm's, without its weights.
+
+    Args:
+        name (str): Its name.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        timm = import_runtime('timm')
+        # Swin would refuse pictures of any other size than it was pre-trained on
+        options = dict(strict_img_size=False) if name.startswith('swin') else {}
+        try:
+            self.net = timm.create_model(name, features_only=True, pretrained=False, **options)
+        except (AttributeError, RuntimeError, TypeError) as error:
+            raise UsageError(f"timm has no backbone '{name}': {error}") from error
+        self.out_indices = (0, 1, 2, 3)
+        self.out_channels = tuple(self.net.feature_info.channels()[-4:])
+        self.channels_are_last = getattr(self.net, 'output_fmt', 'NCHW') == 'NHWC'
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        maps = tuple(self.net(x))[-4:]
+        return tuple(y.permute(0, 3, 1, 2) for y in maps) if self.channels_are_last else maps
+
+    def init_weights(self) -> None:
+        """Models that a backbone is part of call this; timm has initialised it already."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Something that can be built and measured.
+
+    Args:
+        name (str): How it is called in tables.
+        build (Callable): Builds it on a device, in evaluation mode.
+        size (tuple[int, int]): Height and width to measure at unless told otherwise.
+        accuracy (float, optional): Published top-1 accuracy on ImageNet-1k at this size. Defaults
+            to None.
+        source (str): Where that is published. Defaults to ''.
+        ours (bool): Whether it is a FFNet. Defaults to False.
+        exported (Path, optional): The file, if it is an exported model. Defaults to None.
+    """
+
+    name: str
+    build: Callable[[str], nn.Module]
+    size: tuple[int, int]
+    accuracy: float | None = None
+    source: str = ''
+    ours: bool = False
+    exported: Path | None = None
+
+
+def find_network(name: str, around: str | None = None, cfg_options: Sequence[str] = ()) -> Network:
+    """Finds what a name stands for.
+
+    Args:
+        name (str): A variant of FFNet or FFNetSeg, a key of :data:`PEERS`, ``timm:`` and a name of
+            timm's, a config (a file, or the name of one that mmffnet ships), or an exported model.
+        around (str, optional): A key of :data:`AROUND`; puts the backbone into that model.
+            Defaults to None.
+        cfg_options (Sequence[str]): Settings of the config to override. Defaults to ().
+
+    Raises:
+        UsageError: If there is no such network.
+    """
+    peer = PEERS.get(name)
+    backbone: dict[str, Any]
+    if name in FFNet.arch_settings:
+        backbone = dict(type='FFNet', arch=name)
+    elif name in FFNetSeg.arch_settings:
+        backbone = dict(type='FFNetSeg', arch=name, out_indices=(0, 1, 2, 3))
+    elif peer is not None or name.startswith('timm:'):
+        timm_name = peer.timm_name if peer else name.removeprefix('timm:')
+        backbone = dict(type='TimmFeatures', name=timm_name)
+    elif Path(name).suffix in EXPORTED:
+        return _find_exported(Path(name))
+    elif name.endswith('.py') or '/' in name:
+        if around is not None:
+            raise UsageError(f'{name} is a whole model: it cannot be put into {around}')
+        cfg = read_config(name, cfg_options)
+        return Network(name, partial(build_model, cfg), input_size(cfg))
+    else:
+        known = ', '.join([*FFNet.arch_settings, *FFNetSeg.arch_settings, *PEERS])
+        raise UsageError(
+            f"there is no network '{name}': there are {known}, timm:NAME, configs, exported files"
+        )
+    if around is not None:
+        config, size = AROUND[around]
+        return Network(name, partial(_build_around, config, backbone), size)
+    size = (peer.size, peer.size) if peer else (256, 256)
+    accuracy, source = (peer.accuracy, peer.source) if peer else _published(name, size)
+    build = partial(_build_backbone, backbone)
+    return Network(name, build, size, accuracy, source, 'arch' in backbone)
+
+
+def build_model(cfg: Config, device: str) -> nn.Module:
+    """Builds a config's model in evaluation mode, with random weights and without SyncBN.
+
+    Raises:
+        UsageError: If the config has no model or it cannot be built.
+    """
+    if 'model' not in cfg:
+        raise UsageError(f'{cfg.filename} has no model')
+    scope = cfg.get('default_scope') or 'mmengine'
+    try:
+        with DefaultScope.overwrite_default_scope(scope), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of losses, which are not needed here
+            with torch.device(device):
+                return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+    except (AttributeError, ImportError, KeyError, TypeError) as error:
+        raise UsageError(f'cannot build the model of {cfg.filename}: {error}') from error
+
+
+def _find_exported(path: Path) -> Network:
+    def build(device: str) -> nn.Module:
+        raise UsageError(f'{path} is an exported model: it has no modules')
+
+    try:
+        meta = load_exported(path).meta
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    size = (meta['height'] or 256, meta['width'] or 256)
+    return Network(path.name, build, size, exported=path)
+
+
+def _build_backbone(backbone: dict[str, Any], device: str) -> nn.Module:
+    with torch.device(device):
+        return MODELS.build(backbone).eval()
+
+
+def _build_around(config: str, backbone: dict[str, Any], device: str) -> nn.Module:
+    cfg = read_config(config)
+    channels = list(MODELS.build(backbone).out_channels)
+    cfg.model.backbone = backbone
+    if cfg.model.get('neck'):
+        cfg.model.neck.in_channels = channels
+    else:
+        cfg.model.decode_head.in_channels = channels
+        cfg.model.auxiliary_head.in_channels = channels[2]
+    return build_model(cfg, device)
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Re-parameterises our networks, and timm's as timm does it."""
+    for child in model.modules():
+        if isinstance(child, TimmFeatures):
+            child.net = import_runtime('timm').utils.reparameterize_model(child.net)
+    return reparameterize(model)
+
+
+def input_size(cfg: Config) -> tuple[int, int]:
+    """Height and width of a config's input, as it is cropped or, else, as it is tested."""
+    size = (cfg.model.get('data_preprocessor') or {}).get('size')
+    if size:
+        return tuple(size)
+    loader = cfg.get('test_dataloader') or {}
+    for step in reversed((loader.get('dataset') or {}).get('pipeline') or ()):
+        if step.get('crop_size'):
+            crop = step['crop_size']
+            return (crop, crop) if isinstance(crop, int) else tuple(crop)
+        if isinstance(step.get('scale'), list | tuple):
+            # the longer side first; padded as networks with 32 as their largest stride need it
+            width, height = (-(-side // 32) * 32 for side in step['scale'])
+            return height, width
+    return 256, 256
+
+
+def _published(arch: str, size: tuple[int, int]) -> tuple[float | None, str]:
+    for entry in read_entries():
+        if entry.name.startswith(f'{arch}_') and entry.metadata.get('Input Size') == size[0]:
+            accuracy = entry.published.get('Top 1 Accuracy')
+            if accuracy is not None:
+                return accuracy, 'github.com/ysj9909/FFNet (v1.0)'
+    return None, ''

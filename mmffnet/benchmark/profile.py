@@ -1,0 +1,139 @@
+"""Where the time goes: by module and by operator."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, record_function
+
+from ..engine.runner import UsageError
+from .forms import Form, prepare
+from .memory import quiet_profile
+from .networks import Network
+from .report import markdown
+
+Rows = list[dict[str, Any]]
+_MARK = 'module '
+
+
+def profile_network(
+    network: Network,
+    form: Form,
+    *,
+    size: tuple[int, int] | None = None,
+    batch: int = 1,
+    device: str = 'cpu',
+    calls: int = 5,
+    depth: int = 2,
+    trace: str | None = None,
+) -> tuple[Rows, Rows]:
+    """Measures how long the parts of a network take, and which operators take it.
+
+    Args:
+        network (Network): The network.
+        form (Form): The form; compiled forms have no modules, runtimes no operators either.
+        size (tuple[int, int], optional): Height and width. Defaults to None, the network's own.
+        batch (int): Pictures at a time. Defaults to 1.
+        device (str): 'cpu', 'cuda'... Defaults to 'cpu'.
+        calls (int): Number of calls that are averaged. Defaults to 5.
+        depth (int): How deep in the tree of modules to look. Defaults to 2.
+        trace (str, optional): A file for the whole trace, for chrome://tracing or Perfetto.
+            Defaults to None.
+
+    Returns:
+        tuple[list[dict], list[dict]]: Rows of modules, in the order in which they run, and rows of
+        operators, the most expensive first. Times are milliseconds per call and include what the
+        profiler adds.
+
+    Raises:
+        UsageError: If the form runs outside of PyTorch.
+    """
+    if form.runtime:
+        raise UsageError(f'{form} runs outside of PyTorch, where nothing can be profiled')
+    torch.manual_seed(0)
+    model = network.build('cpu')
+    image = torch.rand(batch, 3, *(size or network.size), device=device)
+    call, _ = prepare(model, form, image, torch.get_num_threads(), Path())
+    names = {} if form.compile or form.freeze else _mark_modules(model, depth)
+    for _ in range(2):
+        call()
+    activities = [ProfilerActivity.CPU]
+    on_gpu = torch.device(device).type == 'cuda'
+    if on_gpu:
+        activities.append(ProfilerActivity.CUDA)
+    with quiet_profile(activities=activities) as found:
+        for _ in range(calls):
+            call()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    if trace:
+        found.export_chrome_trace(trace)
+    events = found.key_averages()
+    unit = 1e-3 / calls  # microseconds of all calls to milliseconds of one
+    kind = 'device' if on_gpu else 'cpu'
+    spent = {e.key: getattr(e, f'{kind}_time_total') * unit for e in events}
+    # on GPUs the marks come a second time, as what the device did in the meantime
+    operators = [e for e in events if not e.key.startswith((_MARK, 'ProfilerStep'))]
+    own = {e.key: getattr(e, f'self_{kind}_time_total') * unit for e in operators}
+    total = sum(own.values()) or 1.0
+    ran = [name for name in names if _MARK + name in spent]
+    modules = []
+    for name in ran:
+        above = sum(name.startswith(f'{other}.') for other in ran)
+        ms = spent[_MARK + name]
+        modules.append(dict(module='  ' * above + name, ms=ms, share=ms / total))
+    counts = {e.key: e.count / calls for e in operators}
+    ranked = sorted(own, key=lambda key: -own[key])
+    return modules, [
+        dict(operator=key, calls=counts[key], ms=own[key], share=own[key] / total)
+        for key in ranked
+        if own[key] > 0
+    ]
+
+
+def _mark_modules(model: nn.Module, depth: int) -> dict[str, None]:
+    """Makes modules tell the profiler when they run; returns their names."""
+    names: dict[str, None] = {}
+    for name, module in model.named_modules():
+        if name and name.count('.') < depth:
+            names[name] = None
+            marks: list[record_function] = []
+            module.register_forward_pre_hook(partial(_open, _MARK + name, marks))
+            module.register_forward_hook(partial(_close, marks))
+    return names
+
+
+def _open(name: str, marks: list[record_function], *_: Any) -> None:
+    marks.append(record_function(name).__enter__())
+
+
+def _close(marks: list[record_function], *_: Any) -> None:
+    marks.pop().__exit__(None, None, None)
+
+
+def describe(modules: Rows, operators: Rows) -> str:
+    """Both as tables for people, in Markdown."""
+    text = ''
+    if modules:
+        text = markdown(
+            [
+                {
+                    'module': row['module'],
+                    'ms': f'{row["ms"]:.2f}',
+                    'share': f'{100 * row["share"]:.1f}',
+                }
+                for row in modules
+            ]
+        )
+    lines = [
+        {
+            'operator': row['operator'],
+            'calls': f'{row["calls"]:g}',
+            'ms': f'{row["ms"]:.2f}',
+            'share': f'{100 * row["share"]:.1f}',
+        }
+        for row in operators
+    ]
+    return f'{text}\n{markdown(lines)}'

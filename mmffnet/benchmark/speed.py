@@ -1,0 +1,210 @@
+"""Speed side by side: every network in every form takes its turn in each round."""
+
+import gc
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .forms import RUNTIMES, Call, Form, prepare, prepare_exported, prepare_training
+from .memory import peak_memory
+from .networks import Network
+
+#: Seconds that a turn should last at least: what is faster is called several times
+_TURN = 0.05
+#: Seconds between turns: threads of a runtime go on spinning for a moment when they have finished
+_PAUSE = 0.02
+
+
+@dataclass
+class Measurement:
+    """A network in a form, and how long it took.
+
+    Args:
+        network (Network): The network.
+        form (Form): The form.
+        size (tuple[int, int]): Height and width of the input.
+        parameters (int): Number of parameters in this form. Defaults to 0.
+        seconds (list[float]): Time for one batch, by round. Defaults to none.
+        deviation (float, optional): Largest difference of the outputs from those of the network's
+            first form, relative to the largest output; of the loss in training. Defaults to None:
+            they cannot be compared.
+        memory (int, optional): Most bytes that PyTorch held during a training step. Defaults to
+            None.
+        problem (str): Why it could not be measured. Defaults to ''.
+    """
+
+    network: Network
+    form: Form
+    size: tuple[int, int]
+    parameters: int = 0
+    seconds: list[float] = field(default_factory=list)
+    deviation: float | None = None
+    memory: int | None = None
+    problem: str = ''
+
+    @property
+    def name(self) -> str:
+        return f'{self.network.name} {self.form}'
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles of a few values."""
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
+    low, median, high = statistics.quantiles(values, n=4, method='inclusive')
+    return Spread(median, low, high)
+
+
+def speedup(base: Measurement, other: Measurement) -> Spread | None:
+    """How many times faster one is than another, compared within each round."""
+    pairs = list(zip(base.seconds, other.seconds, strict=False))
+    return spread([b / o for b, o in pairs]) if pairs else None
+
+
+def measure(
+    networks: Sequence[Network],
+    forms: Sequence[Form],
+    *,
+    size: tuple[int, int] | None = None,
+    batch: int = 1,
+    device: str = 'cpu',
+    rounds: int = 20,
+    train: bool = False,
+    cpu_time: bool = False,
+    progress: Callable[[str], None] = print,
+) -> list[Measurement]:
+    """Measures networks in forms against each other.
+
+    In every round each takes one turn, in an order that moves on from round to round, so that
+    whatever else the machine does meets all of them. A form that a network does not have is
+    reported, and the others are measured.
+
+    Args:
+        networks (Sequence[Network]): The networks.
+        forms (Sequence[Form]): The forms; the first is what the others are compared with.
+        size (tuple[int, int], optional): Height and width. Defaults to None, each network's own.
+        batch (int): Pictures at a time. Defaults to 1.
+        device (str): 'cpu', 'cuda'... Defaults to 'cpu'.
+        rounds (int): Number of rounds. Defaults to 20.
+        train (bool): Measure a training step, and its memory. Defaults to False.
+        cpu_time (bool): Count the time that this process gets from the CPU, not what passes on the
+            clock: for machines that others use, with one thread. Defaults to False.
+        progress (Callable): Is told what happens. Defaults to print.
+
+    Returns:
+        list[Measurement]: One for each network and form.
+    """
+    clock = time.process_time if cpu_time else time.perf_counter
+    measurements: list[Measurement] = []
+    calls: list[tuple[Measurement, Call, int]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for network in networks:
+            first: list[Tensor] | None = None
+            for form in _forms_of(network, forms):
+                found = Measurement(network, form, size or network.size)
+                measurements.append(found)
+                start = time.perf_counter()
+                try:
+                    call, outputs = _prepare(found, batch, device, train, folder)
+                except Exception as error:  # whatever a compiler or exporter raises
+                    text = ' '.join(str(error).split())[:200]
+                    found.problem = f'{type(error).__name__}: {text}'
+                    progress(f'{found.name}: {found.problem}')
+                    continue
+                first = first or outputs
+                found.deviation = deviation(first, outputs)
+                del outputs
+                taken = min(_turn(call, 1, device, clock) for _ in range(2))
+                calls.append((found, call, max(1, math.ceil(_TURN / taken))))
+                seconds = time.perf_counter() - start
+                progress(f'{found.name}: ready in {seconds:.0f} s, one call {1e3 * taken:.1f} ms')
+            gc.collect()
+        for number in range(rounds):
+            shift = number * len(calls) // rounds
+            for found, call, repeats in calls[shift:] + calls[:shift]:
+                time.sleep(_PAUSE)
+                found.seconds.append(_turn(call, repeats, device, clock))
+    return measurements
+
+
+def _forms_of(network: Network, forms: Sequence[Form]) -> Sequence[Form]:
+    """An exported model is in its form already; OpenVINO chooses the precision when it loads it."""
+    if network.exported is None:
+        return forms
+    suffix = network.exported.suffix
+    runtime = next((name for name, ending in RUNTIMES.items() if ending == suffix), None)
+    if runtime is None:
+        return [Form()]
+    found = [Form(**{runtime: True})]
+    return found + [form for form in forms if form.openvino and form.bf16 and found[0].openvino]
+
+
+def _prepare(
+    found: Measurement, batch: int, device: str, train: bool, folder: str
+) -> tuple[Call, list[Tensor]]:
+    """Builds the network, with the same weights for every form, and calls it once or twice."""
+    torch.manual_seed(0)
+    image = torch.rand(batch, 3, *found.size, device=device)
+    threads = torch.get_num_threads()
+    if found.network.exported:
+        call = prepare_exported(found.network.exported, found.form, 255 * image, threads)
+        return call, call()
+    model = found.network.build('cpu')
+    for module in model.modules():
+        if train and hasattr(module, 'drop_prob'):
+            # which branches are dropped would decide about the time
+            module.drop_prob = 0.0  # type: ignore[assignment]
+    if train:
+        call, found.parameters = prepare_training(model, found.form, image)
+        call()  # lets compilers and allocators do what they do once
+        outputs, found.memory = peak_memory(call, model, image)
+        return call, outputs
+    place = Path(tempfile.mkdtemp(dir=folder))
+    call, found.parameters = prepare(model, found.form, image, threads, place)
+    return call, call()
+
+
+def _turn(call: Call, repeats: int, device: str, clock: Callable[[], float]) -> float:
+    _synchronize(device)
+    start = clock()
+    for _ in range(repeats):
+        call()
+    _synchronize(device)
+    return (clock() - start) / repeats
+
+
+def _synchronize(device: str) -> None:
+    if torch.device(device).type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def deviation(first: Sequence[Tensor], other: Sequence[Tensor]) -> float | None:
+    """Largest difference of two lists of outputs, relative to the largest value of the first.
+
+    None if they are not of the same shapes: an exported segmentor gives labels, and a detector may
+    find another number of proposals in another precision.
+    """
+    if [t.shape for t in first] != [t.shape for t in other]:
+        return None
+    pairs = [
+        (a.detach().cpu().double(), b.detach().cpu().double())
+        for a, b in zip(first, other, strict=True)
+    ]
+    largest = max(float(a.abs().max()) for a, _ in pairs)
+    return max(float((a - b).abs().max()) for a, b in pairs) / max(largest, 1e-30)
