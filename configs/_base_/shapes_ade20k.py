@@ -6,6 +6,7 @@ custom_imports = dict(
 )
 
 data_root = 'data/shapes/ade20k/'
+shapes = dict(size=96)
 load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
 train_pipeline = [
     *load,
@@ -13,12 +14,13 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=16,
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type='ShapesSegDataset',
         data_root=data_root,
+        shapes=shapes,
         data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
         pipeline=train_pipeline,
     ),
@@ -30,6 +32,7 @@ val_dataloader = dict(
     dataset=dict(
         type='ShapesSegDataset',
         data_root=data_root,
+        shapes=shapes,
         data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
         pipeline=[*load, dict(type='PackSegInputs')],
     ),
@@ -38,25 +41,25 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=3000, val_interval=500)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=2400, val_interval=400)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=8e-3, weight_decay=0.05),
     constructor='LayerDecayConstructor',
     paramwise_cfg=dict(layer_decay_rate=1.0),  # the same for all layers
     clip_grad=dict(max_norm=10),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=60),
-    dict(type='CosineAnnealingLR', T_max=3000, by_epoch=False),
+    dict(type='CosineAnnealingLR', T_max=2400, by_epoch=False),
 ]
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=10, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=500, max_keep_ckpts=2),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=400, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )

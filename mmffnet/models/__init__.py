@@ -8,6 +8,7 @@ from torch import nn
 from .. import timm_hook
 from .classifier import ConvPoolNeck
 from .ffnet import FFNet, FFNetSeg
+from .losses import ClassDiceLoss
 from .metamixer import MetaMixer, MetaMixerBlock
 from .mixers import ConvFFN, FFNifiedAttention, Pooling, SelfAttention
 from .norm import ChannelLayerNorm
@@ -15,6 +16,7 @@ from .reparam import Reparameterized, reparameterize
 
 __all__ = [
     'ChannelLayerNorm',
+    'ClassDiceLoss',
     'ConvFFN',
     'ConvPoolNeck',
     'FFNet',

@@ -1,0 +1,54 @@
+"""ClassDiceLoss against its formula."""
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from mmffnet.models import ClassDiceLoss
+
+
+def test_formula():
+    torch.manual_seed(0)
+    pred = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    target = torch.randint(0, 3, (2, 4, 5))
+    target[0, :2] = 255
+    weight = torch.rand(2, 4, 5)
+    loss = MODELS.build(dict(type='ClassDiceLoss', loss_weight=2.0, smooth=0.5))
+    expected = 0.0
+    for c in range(3):
+        overlap = sizes = 0.0
+        for n, y, x in (target != 255).nonzero().tolist():
+            p, t, w = pred[n, :, y, x].softmax(0)[c], float(target[n, y, x] == c), weight[n, y, x]
+            overlap += p * t * w
+            sizes += (p * p + t) * w
+        expected += 2.0 * (1 - (2 * overlap + 0.5) / (sizes + 0.5)) / 3
+    assert float(loss(pred, target, weight)) == pytest.approx(float(expected), abs=1e-12)
+    assert loss.loss_name == 'loss_dice'
+
+
+def test_perfect_absent_and_ignored():
+    target = torch.tensor([[[0, 1], [1, 255]]])
+    pred = torch.zeros(1, 3, 2, 2)
+    pred.scatter_(1, target.where(target != 255, 0)[:, None], 100.0)
+    pred.requires_grad_()
+    loss = ClassDiceLoss()(pred, target)
+    assert float(loss) == pytest.approx(0, abs=1e-6)  # the third class is nowhere
+    ClassDiceLoss()(pred * 0.01, target).backward()
+    assert pred.grad[..., 1, 1].abs().max() == 0 < pred.grad[..., 0, 0].abs().max()
+
+
+def test_in_a_decode_head_of_mmseg():
+    pytest.importorskip('mmseg')
+    from mmseg.models.decode_heads import FCNHead
+
+    losses = [dict(type='CrossEntropyLoss'), dict(type='ClassDiceLoss', loss_weight=0.5)]
+    head = FCNHead(in_channels=4, channels=4, num_convs=0, num_classes=3, loss_decode=losses)
+    logits, labels = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 1, 8, 8))
+    sample = type('Sample', (), dict(gt_sem_seg=None))
+    samples = [sample() for _ in labels]
+    for one, label in zip(samples, labels, strict=True):
+        one.gt_sem_seg = type('Map', (), dict(data=label))()
+    found = head.loss_by_feat(logits, samples)
+    assert set(found) == {'loss_ce', 'loss_dice', 'acc_seg'}
+    expected = 0.5 * ClassDiceLoss()(logits, labels.squeeze(1))
+    assert torch.allclose(found['loss_dice'], expected)
