@@ -103,7 +103,7 @@ def test_wheel_content(wheel):
     required = [Requirement(text) for text in metadata.get_all('Requires-Dist')]
     assert [str(item) for item in required if item.marker is None] == ['torch']
     assert set(metadata.get_all('Provides-Extra')) == {
-        *('lite', 'det', 'seg', 'cls', 'export', 'all', 'dev')
+        *('lite', 'det', 'seg', 'cls', 'all', 'export', 'web', 'dev')
     }
     assert metadata['Requires-Python'] == '>=3.10'
     assert '# mmffnet' in metadata.get_payload()

@@ -6,7 +6,7 @@ custom_imports = dict(
 )
 
 data_root = 'data/shapes/ade20k/'
-shapes = dict(size=96)
+shapes = dict(train=2000, size=96)
 load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
 train_pipeline = [
     *load,
@@ -41,7 +41,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=2400, val_interval=400)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=2000, val_interval=400)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -53,7 +53,7 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=60),
-    dict(type='CosineAnnealingLR', T_max=2400, by_epoch=False),
+    dict(type='CosineAnnealingLR', T_max=2000, by_epoch=False),
 ]
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),

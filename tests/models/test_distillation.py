@@ -10,6 +10,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+import mmffnet  # noqa: F401 - registers the models
+
 pytest.importorskip('mmpretrain')
 from mmpretrain.structures import DataSample
 
