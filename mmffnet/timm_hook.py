@@ -45,5 +45,5 @@ def install() -> None:
 def _register() -> None:
     try:
         importlib.import_module('mmffnet.timm_models')
-    except (ImportError, AttributeError) as error:  # of a timm that is too old, or too new
+    except Exception as error:  # of a timm that is too old, or too new: no reason to lose timm
         warnings.warn(f'timm does not get the models of mmffnet: {error}', stacklevel=2)

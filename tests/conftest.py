@@ -3,6 +3,7 @@
 import importlib
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,7 @@ import official_reference
 import pytest
 import reference_numbers
 import torch
+from mmengine.registry import DefaultScope
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -25,6 +27,13 @@ def _seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_default_scope() -> Iterator[None]:
+    # A runner leaves its scope behind, where later tests would find it.
+    yield
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')

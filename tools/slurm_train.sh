@@ -4,9 +4,10 @@
 #     GPUS=16 tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [options of train.py]
 #
 # GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5) and SRUN_ARGS are as in mmdet; PYTHON names the
-# interpreter. A job that may be preempted or has a time limit goes on by itself, with --resume:
+# interpreter. A job that is preempted goes on by itself, where the cluster requeues such jobs:
 #
-#     sbatch --requeue --signal=TERM@120 --wrap 'tools/slurm_train.sh ... --resume'
+#     sbatch -p PARTITION -n 8 --gres=gpu:8 -c 5 --requeue --signal=TERM@120 \
+#         --wrap 'tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR --resume'
 set -euo pipefail
 
 usage="usage: $0 PARTITION JOB_NAME CONFIG WORK_DIR [options of train.py]"

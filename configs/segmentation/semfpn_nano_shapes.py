@@ -4,13 +4,13 @@ _base_ = ['mmseg::_base_/models/fpn_r50.py', '../_base_/shapes_ade20k.py']
 
 norm_cfg = dict(type='BN')
 model = dict(
-    data_preprocessor=dict(size=(96, 96)),
+    data_preprocessor=dict(size=(96, 96), test_cfg=dict(size_divisor=32)),
     pretrained=None,
     backbone=dict(_delete_=True, type='FFNet', arch='nano', drop_path_rate=0.0),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, norm_cfg=norm_cfg),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=48, norm_cfg=norm_cfg),
     decode_head=dict(
-        in_channels=[64, 64, 64, 64],
-        channels=64,
+        in_channels=[48, 48, 48, 48],
+        channels=48,
         num_classes=6,
         norm_cfg=norm_cfg,
         # Most pixels are background: with the cross entropy alone the classes come late.

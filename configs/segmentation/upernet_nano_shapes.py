@@ -4,7 +4,7 @@ _base_ = ['mmseg::_base_/models/upernet_r50.py', '../_base_/shapes_ade20k.py']
 
 norm_cfg = dict(type='BN')
 model = dict(
-    data_preprocessor=dict(size=(96, 96)),
+    data_preprocessor=dict(size=(96, 96), test_cfg=dict(size_divisor=32)),
     pretrained=None,
     backbone=dict(_delete_=True, type='FFNet', arch='nano', drop_path_rate=0.0),
     decode_head=dict(in_channels=[32, 64, 128, 256], channels=64, num_classes=6, norm_cfg=norm_cfg),

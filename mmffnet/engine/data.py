@@ -50,8 +50,10 @@ def find_missing_data(cfg: Config, *parts: str) -> str | None:
             if lacking or not folder.is_dir():
                 missing[root] = list(dict.fromkeys([*missing.get(root, []), *lacking]))
                 tag, name = _FETCHED.get(kind, ('', ''))
-                if name and tag in root.lower():
-                    advice[root] = name
+                parts_of_root = Path(root).parts
+                if name and tag in parts_of_root:
+                    place = Path(*parts_of_root[: parts_of_root.index(tag)])
+                    advice[root] = name if place == Path('data') else f'{name} --root {place}'
     reports = [_report(root, names, advice.get(root)) for root, names in missing.items()]
     return '; '.join(reports) or None
 
@@ -63,10 +65,12 @@ def _report(root: str, names: Sequence[str], fetched: str | None) -> str:
     else:
         text = f"the data folder '{root}' does not exist (looked for {place.absolute()})"
         text += f', which should hold {", ".join(names)}' if names else ''
-    link = f'link yours there: ln -s FOLDER {place}'
+    text += '. Put them there'
+    if not place.is_dir():
+        text += f' (ln -s FOLDER {place})'
     if fetched:
-        return f'{text}. `python tools/prepare_data.py {fetched}` gets them; or {link}'
-    return f'{text}. Put them there, or {link}'
+        text += f', or get them: `python tools/prepare_data.py {fetched}` (`mmffnet prepare-data`)'
+    return text
 
 
 def _innermost(node: Any) -> Iterator[dict]:

@@ -205,7 +205,8 @@ class ExactResumeHook(Hook):
             self._skip = 0
 
     def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        seed_generators(runner.seed, _MODEL, runner.iter)
+        rank = get_rank()  # each process drops other paths; one alone has the numbers it always had
+        seed_generators(runner.seed, _MODEL, runner.iter, *([rank] if rank else []))
 
 
 @HOOKS.register_module()
@@ -252,7 +253,7 @@ class FiniteLossHook(Hook):
         ]
         raise FloatingPointError(
             f'the loss of iteration {runner.iter + 1} (epoch {runner.epoch + 1}) is not finite'
-            f'{in_a_row}: {values}. Nothing of it has been saved. A lower learning rate, a longer '
+            f'{in_a_row}: {values}. A lower learning rate, a longer '
             f'warm-up or clipped gradients may help; or look at the data'
             + (f' ({", ".join(pictures[:4])})' if pictures else '')
         )

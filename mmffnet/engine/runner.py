@@ -112,12 +112,13 @@ def train_config(
         if get_device() in ('cpu', 'mps'):
             raise UsageError('--amp needs a GPU: mmengine trains in full precision elsewhere')
         wrapper = cfg.get('optim_wrapper', {})
-        if wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
+        kind = wrapper.get('type', 'OptimWrapper')
+        if getattr(kind, '__name__', kind) not in ('OptimWrapper', 'AmpOptimWrapper'):
             raise UsageError(f'--amp does not go with the optim_wrapper {wrapper["type"]}')
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')
     if auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise UsageError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
         cfg.auto_scale_lr.enable = True
     if resume is not None:
@@ -233,7 +234,9 @@ def _resume(cfg: Config, resume: str) -> None:
             print_log(message, 'current', logging.WARNING)
             return
         resume = found
-    cfg.resume, cfg.load_from = True, check_checkpoint(resume)
+    else:
+        check_checkpoint(resume)
+    cfg.resume, cfg.load_from = True, resume
 
 
 def _type(hook: Any) -> Any:
@@ -289,7 +292,8 @@ def _replace_sync_bn(node: Any) -> bool:
     if not isinstance(node, dict | list | tuple):
         return False
     found = any([_replace_sync_bn(child) for child in children])  # noqa: C419 - all of them
-    if isinstance(node, dict) and node.get('type') in ('SyncBN', 'MMSyncBN'):
+    kind = node.get('type') if isinstance(node, dict) else None
+    if getattr(kind, '__name__', kind) in ('SyncBN', 'MMSyncBN', 'SyncBatchNorm'):
         node['type'], found = 'BN', True
     return found
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
+from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS
@@ -38,8 +39,8 @@ class DistilledClassifier(ImageClassifier):
             ``dict(type='TimmClassifier', model_name='regnety_160')`` or an ImageClassifier. It
             must have been trained on pictures normalised as the student's.
         teacher_checkpoint (str, optional): A file or address with the teacher's weights, all of
-            them. None only if the teacher brings them along (``pretrained=True`` of
-            TimmClassifier, or its own ``init_cfg``). Defaults to None.
+            them. None only if the teacher brings them along, as TimmClassifier does with
+            ``pretrained=True``. Defaults to None.
         distillation (str): 'hard' takes the teacher's best class as a second label, 'soft' the
             distribution: Kullback-Leibler divergence times ``temperature ** 2``, averaged over
             pictures and classes as in DeiT. Defaults to 'hard'.
@@ -65,7 +66,8 @@ class DistilledClassifier(ImageClassifier):
             raise ValueError(f'alpha must be a number from 0 to 1, got {alpha!r}')
         if not temperature > 0:
             raise ValueError(f'temperature must be a positive number, got {temperature!r}')
-        if not (teacher_checkpoint or teacher.get('pretrained') or teacher.get('init_cfg')):
+        if not (teacher_checkpoint or teacher.get('pretrained') is True):
+            # an init_cfg could load a part only, and nobody would notice
             raise ValueError(
                 'the teacher has no weights: set teacher_checkpoint to a file or address with '
                 f'those of {teacher.get("type")}'
@@ -91,7 +93,8 @@ class DistilledClassifier(ImageClassifier):
             self._teacher.append(self._build_teacher())
 
     def _build_teacher(self) -> nn.Module:
-        teacher = MODELS.build(self.teacher_cfg)
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            teacher = MODELS.build(self.teacher_cfg)
         if self.teacher_checkpoint:
             raw = CheckpointLoader.load_checkpoint(self.teacher_checkpoint, 'cpu', logger='silent')
             where = f'teacher_checkpoint {self.teacher_checkpoint}'
@@ -103,8 +106,6 @@ class DistilledClassifier(ImageClassifier):
                     f'{where} does not fit the teacher {type(teacher).__name__}: {reason}'
                 ) from None
             print_log(f'{where}: loaded all of it into {type(teacher).__name__}', 'current')
-        elif hasattr(teacher, 'init_weights'):
-            teacher.init_weights()
         return teacher.requires_grad_(False).eval()
 
     def loss(self, inputs: Tensor, data_samples: Sequence[Any]) -> dict[str, Tensor]:
@@ -114,6 +115,7 @@ class DistilledClassifier(ImageClassifier):
             inputs (Tensor): The pictures.
             data_samples (Sequence[DataSample]): Their labels.
         """
+        # The head is run twice, once by its own loss: it should hold no batch norm and no dropout.
         feats = self.extract_feat(inputs)
         losses = {'loss_distillation': self.alpha * self._distill(self.head(feats), inputs)}
         for name, value in self.head.loss(feats, data_samples).items():

@@ -14,8 +14,8 @@ class ClassDiceLoss(nn.Module):
 
     Args:
         loss_weight (float): Factor to the loss. Defaults to 1.0.
-        smooth (float): Pixels added to overlap and sizes, which makes a class that is nowhere cost
-            nothing. Defaults to 1.0.
+        smooth (float): Pixels added to overlap and sizes, which makes a class that is neither there
+            nor predicted cost nothing. Defaults to 1.0.
         loss_name (str): Name of the loss in the log. Defaults to 'loss_dice'.
     """
 

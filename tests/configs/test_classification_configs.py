@@ -95,7 +95,7 @@ def test_contract(name):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_trains_and_predicts(name):
+def test_trains_and_predicts(name, tmp_path):
     cfg = read(name)
     backbone = cfg.model.backbone
     classes = dict(FFNet=FFNet, FFNetSeg=FFNetSeg)[backbone.type]
@@ -109,9 +109,11 @@ def test_trains_and_predicts(name):
             backbone=tiny,
             neck=dict(type='GlobalAveragePooling'),
             head=dict(type='LinearClsHead', num_classes=1000, in_channels=256),
-            init_cfg=dict(type='Normal', layer='Linear', std=0.01),
         )
-        cfg.model.teacher_checkpoint = None
+        cfg.model.teacher_checkpoint = str(tmp_path / 'teacher.pth')
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            teacher = MODELS.build(cfg.model.teacher)
+        torch.save(teacher.state_dict(), cfg.model.teacher_checkpoint)
     model = build(cfg).train()
     model.init_weights()
     with DefaultScope.overwrite_default_scope('mmpretrain'):

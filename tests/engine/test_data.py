@@ -53,16 +53,21 @@ def test_missing_coco(tmp_path, monkeypatch):
     assert text == (
         f"the data folder 'data/coco/' does not exist (looked for {tmp_path}/data/coco), which "
         'should hold annotations/instances_train2017.json, train2017/, '
-        'annotations/instances_val2017.json, val2017/. `python tools/prepare_data.py coco` gets '
-        'them; or link yours there: ln -s FOLDER data/coco'
+        'annotations/instances_val2017.json, val2017/. Put them there (ln -s FOLDER data/coco), '
+        'or get them: `python tools/prepare_data.py coco` (`mmffnet prepare-data`)'
     )
+    for root, command in (('/sets/coco/', 'coco --root /sets`'), ('data/coco_mini/', None)):
+        cfg = read_config(DETECTOR, [f'train_dataloader.dataset.data_root={root}'])
+        text = find_missing_data(cfg, 'train')
+        assert text.endswith(f'prepare_data.py {command} (`mmffnet prepare-data`)') == bool(command)
+        assert ('prepare_data' in text) == bool(command)
     folder = tmp_path / 'data' / 'coco'
     for name in ('annotations', 'train2017', 'val2017'):
         (folder / name).mkdir(parents=True)
     (folder / 'annotations' / 'instances_train2017.json').touch()
     assert find_missing_data(read_config(DETECTOR), 'train') is None
     text = find_missing_data(read_config(DETECTOR), 'train', 'val')
-    assert f'({folder}) lacks annotations/instances_val2017.json. `python' in text
+    assert f'({folder}) lacks annotations/instances_val2017.json. Put them there, or get' in text
 
 
 @pytest.fixture

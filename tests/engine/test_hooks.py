@@ -107,7 +107,7 @@ def test_loss_that_is_no_number(toy, tmp_path):
     assert child.wait() == 1
     assert (
         'FloatingPointError: the loss of iteration 5 (epoch 2) is not finite: loss = nan, '
-        'loss_cls = nan. Nothing of it has been saved.'
+        'loss_cls = nan. A lower learning rate'
     ) in child.text
     assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_1.pth']
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 
+from mmffnet.engine import runner
 from mmffnet.engine.runner import UsageError, read_config, test_config, train_config
 
 UPERNET = 'segmentation/upernet_ffnet2_ade20k.py'
@@ -150,6 +152,21 @@ def test_resume_takes_the_newest_whole_checkpoint(tmp_path):
     path.write_bytes(b'')
     with pytest.raises(UsageError, match='is whole: start without'):
         resume()
+
+
+def test_resume_takes_a_directory_of_fsdp_or_deepspeed(tmp_path):
+    (tmp_path / 'iter_4.pth').mkdir()
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_4.pth'))
+    cfg = train_config(Config(dict(work_dir=str(tmp_path))), resume='auto')
+    assert cfg.resume and cfg.load_from == str(tmp_path / 'iter_4.pth')
+
+
+def test_types_may_be_classes(monkeypatch):
+    monkeypatch.setattr(runner, 'get_device', lambda: 'cuda')
+    cfg = Config(dict(optim_wrapper=dict(type=OptimWrapper), auto_scale_lr=None))
+    assert train_config(cfg, amp=True).optim_wrapper.type == 'AmpOptimWrapper'
+    with pytest.raises(UsageError, match='base_batch_size'):
+        train_config(cfg, auto_scale_lr=True)
 
 
 def test_training_hooks_in_any_config():

@@ -35,7 +35,7 @@ def test_missing_data_stop_training_at_once(toy, tmp_path):
     assert status == 2
     assert text.startswith("train.py: error: the data folder 'data/coco/' does not exist (looked")
     assert 'annotations/instances_train2017.json' in text
-    assert '`python tools/prepare_data.py coco` gets them' in text
+    assert 'or get them: `python tools/prepare_data.py coco`' in text
     assert text.count('\n') == 1  # nothing was built, nothing else is said
     assert not (tmp_path / 'work_dirs').exists()
 

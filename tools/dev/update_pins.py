@@ -3,8 +3,8 @@
     python tools/dev/update_pins.py python3.11 python3.10 [python3.12 ...]
 
 The first interpreter decides the versions. Each further one keeps them, unless it is too old or too
-new to have them: then the packages that differ get a second line, with an environment marker. Nothing is
-installed, and only wheels are considered.
+new to have them: then the packages that differ get a second line, with an environment marker.
+Nothing is installed, and only wheels are considered.
 """
 
 import argparse
