@@ -337,6 +337,8 @@ def test_own_pictures_as_documented(tmp_path, monkeypatch):
     for part in ('train', 'val', 'test'):
         options.append(f'{part}_dataloader.num_workers=0')
     cfg = runner.read_config('pets.py', options)
+    # an average of 1 / 0.0005 iterations would be that of the first ones
+    assert not any('EMA' in hook.type for hook in cfg.custom_hooks)
     assert rates(cfg)[2] == pytest.approx(1e-4, rel=0.02) and len(rates(cfg)) == 30
     built = runner.build_runner(runner.train_config(cfg))
     loader = built.build_dataloader(cfg.train_dataloader)

@@ -150,6 +150,9 @@ def test_testing_the_student_needs_no_teacher():
 def test_a_teacher_without_weights_is_an_error_before_training(weights, tmp_path):
     with pytest.raises(ValueError, match='teacher has no weights: set teacher_checkpoint'):
         student(None)
+    partial = classifier(init_cfg=dict(type='Pretrained', checkpoint=weights))
+    with pytest.raises(ValueError, match='teacher has no weights'):
+        student(None, teacher=partial)  # mmengine would load whatever fits
     with pytest.raises(FileNotFoundError, match=r'nowhere\.pth does not exist'):
         student('nowhere.pth')
     other = classifier(head=dict(type='LinearClsHead', num_classes=7, in_channels=64))
@@ -213,3 +216,16 @@ def test_without_mmpretrain_the_error_says_what_is_missing(monkeypatch):
     stand_in = MODELS.module_dict['DistilledClassifier']
     with pytest.raises(ImportError, match=message):
         stand_in()
+
+
+def test_pretrained_weights_of_timm_are_kept(tmp_path):
+    """timm's own init_weights() would draw new ones."""
+    timm = pytest.importorskip('timm')
+    there = timm.create_model('test_vit', num_classes=4).state_dict()
+    torch.save(there, tmp_path / 'vit.pth')
+    overlay = dict(file=str(tmp_path / 'vit.pth'), num_classes=4, hf_hub_id=None, url='')
+    teacher = dict(type='TimmClassifier', model_name='test_vit', pretrained=True, num_classes=4)
+    model = student(None, teacher=dict(teacher, pretrained_cfg_overlay=overlay))
+    found = model.teacher.model.state_dict()
+    assert found.keys() == there.keys()
+    assert all(torch.equal(found[name], value) for name, value in there.items())

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -58,8 +59,8 @@ def test_fused_model_scores_the_same(toy, tmp_path):
     assert 'FuseHook' in left['toy_test.py']
 
 
-def launch(script, *arguments, folder):
-    environment = {**os.environ, 'PYTHON': sys.executable, 'CUDA_VISIBLE_DEVICES': ''}
+def launch(script, *arguments, folder, **settings):
+    environment = {**os.environ, 'PYTHON': sys.executable, 'CUDA_VISIBLE_DEVICES': '', **settings}
     command = ['bash', script, *map(str, arguments)]
     return subprocess.Popen(
         command,
@@ -119,6 +120,22 @@ def test_two_processes_stop_together(toy, tmp_path):
     stopped = re.search(r'SIGTERM: stopped after iteration (\d+), which (\S+) holds', text)
     assert stopped, text
     assert toy.find_checkpoint(tmp_path / 'long') == stopped[2]
+
+
+def test_two_machines(toy, tmp_path):
+    """Two launchers that find each other, as on two machines."""
+    changes = {'model.backbone.norm_eval': True, 'train_cfg.max_epochs': 2}
+    config = write_config(toy, tmp_path, 'far', **changes)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    place = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=port)
+    script = toy.TOOLS / 'dist_train.sh'
+    machines = [launch(script, config, 1, folder=tmp_path, NODE_RANK=n, **place) for n in '01']
+    texts = [machine.communicate()[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], texts[0][-4000:]
+    assert re.search(r'GPU number: 2', texts[0])
+    assert toy.find_checkpoint(tmp_path / 'far') == str(tmp_path / 'far' / 'epoch_2.pth')
 
 
 @pytest.mark.parametrize(
