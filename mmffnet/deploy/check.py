@@ -84,8 +84,10 @@ def _features(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
     backbone = getattr(model, 'backbone', model)
     x = torch.from_numpy(images)
     if hasattr(model, 'data_preprocessor'):
-        pictures = [image.flip(0) for image in x]
-        x = model.data_preprocessor(dict(inputs=pictures), False)['inputs']
+        batch: dict[str, Any] = dict(inputs=[image.flip(0) for image in x])
+        if getattr(model.data_preprocessor, 'test_cfg', None):  # mmseg's pads nothing without them
+            batch['data_samples'] = [_sample('segmentation', image.shape[1:]) for image in x]
+        x = model.data_preprocessor(batch, False)['inputs']
         x = torch.stack(x) if isinstance(x, list) else x
     names = (f'stage{i}' for i in backbone.out_indices)
     return {name: out.numpy() for name, out in zip(names, backbone(x), strict=True)}

@@ -292,9 +292,10 @@ def _replace_sync_bn(node: Any) -> bool:
     if not isinstance(node, dict | list | tuple):
         return False
     found = any([_replace_sync_bn(child) for child in children])  # noqa: C419 - all of them
-    kind = node.get('type') if isinstance(node, dict) else None
-    if getattr(kind, '__name__', kind) in ('SyncBN', 'MMSyncBN', 'SyncBatchNorm'):
-        node['type'], found = 'BN', True
+    if isinstance(node, dict):
+        kind = node.get('type')
+        if getattr(kind, '__name__', kind) in ('SyncBN', 'MMSyncBN', 'SyncBatchNorm'):
+            node['type'], found = 'BN', True
     return found
 
 

@@ -42,7 +42,7 @@ def test_padding_is_cut_off_again(tiny_model):
     images = draw_pictures(1, 71, 101)
     expected = predict(model, 'segmentation', images)['labels']
     assert (outputs(wrap(model), images)['labels'] == expected).mean() > 0.9999
-    plain = tiny_model('semfpn')
+    plain = tiny_model('semfpn', data_preprocessor=dict(test_cfg=None))
     assert (predict(plain, 'segmentation', images)['labels'] != expected).any()
 
 
