@@ -54,12 +54,8 @@ def _add_accuracy(tasks: Any) -> None:
         '--tta', action='store_true', help='evaluate the numbers with augmentation, too'
     )
     parser.add_argument('--fuse', action='store_true', help='re-parameterise the models first')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        default=[],
-        metavar='KEY=VALUE',
-        help='override settings of every config, such as test_dataloader.num_workers=4',
+    parser.add_cfg_options(
+        'override settings of every config, such as test_dataloader.num_workers=4'
     )
 
 
@@ -216,16 +212,12 @@ def _prepare(args: argparse.Namespace) -> tuple[tuple[int, int] | None, str, int
     """Size, device and number of threads, checked."""
     import torch
 
-    from mmffnet.engine.runner import UsageError
+    from mmffnet.engine.runner import UsageError, check_device
 
     counts = (args.batch_size, *(args.size or ()), getattr(args, 'rounds', 1), args.threads or 1)
     if min(counts) < 1 or len(args.size or ()) > 2:
         raise UsageError('sizes, batches, threads and rounds are positive numbers')
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        raise UsageError(f'there is no device {device!r} here: {error}') from error
+    device = check_device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     if args.threads:
         torch.set_num_threads(args.threads)
     size = tuple((args.size * 2)[:2]) if args.size else None

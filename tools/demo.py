@@ -1,6 +1,5 @@
 """Show what FFNet does: trained on synthetic pictures, or run on one."""
 
-import argparse
 import copy
 import math
 import time
@@ -14,15 +13,16 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import mmffnet
+from mmffnet_cli import Parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     tasks = parser.add_subparsers(dest='task', required=True, metavar='TASK')
     for name in ('detection', 'segmentation', 'classification'):
         task = tasks.add_parser(name, help=f'train {name} on synthetic pictures, test and draw it')
         task.add_argument('--work-dir', metavar='DIR', help='where all results go')
-        task.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
+        task.add_cfg_options()
     features = tasks.add_parser('features', help='run a network on a picture, time it, fuse it')
     features.add_argument('picture', nargs='?', type=Path, help='default: a generated one')
     features.add_argument('--arch', default='ffnet2', help='default: ffnet2')

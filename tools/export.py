@@ -32,13 +32,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         '--int8', metavar='FOLDER', help='quantise, calibrated on the pictures in a folder'
     )
     parser.add_argument('--force', action='store_true', help='replace files that exist')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        default=[],
-        metavar='KEY=VALUE',
-        help='override settings of the config; lists as key="[a,b]" or key=a,b',
-    )
+    parser.add_cfg_options()
     args = parser.parse_args(argv)
 
     try:

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         '--depth', type=int, default=0, metavar='N', help='list modules, so many levels of them'
     )
     parser.add_argument('--json', action='store_true', help='print JSON')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
+    parser.add_cfg_options()
     args = parser.parse_args(argv)
     if args.size and len(args.size) > 2:
         parser.error('--size takes a height and a width, or one number for both')

@@ -44,13 +44,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument('--fuse', action='store_true', help='re-parameterise the model first')
     parser.add_argument('--tta', action='store_true', help='average over augmented inputs')
     parser.add_argument('--max-frames', type=int, metavar='N', help='stop after N pictures')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        default=[],
-        metavar='KEY=VALUE',
-        help='override settings of the config; lists as key="[a,b]" or key=a,b',
-    )
+    parser.add_cfg_options()
     args = parser.parse_intermixed_args(argv)
     for name in ('batch_size', 'max_frames'):
         if getattr(args, name) is not None and getattr(args, name) < 1:

@@ -29,13 +29,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument(
         '--channels-last', action='store_true', help='use the memory format channels_last'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        default=[],
-        metavar='KEY=VALUE',
-        help='override settings of the config; lists as key="[a,b]" or key=a,b',
-    )
+    parser.add_cfg_options()
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', default='0', help='set by launchers')
     args = parser.parse_args(argv)

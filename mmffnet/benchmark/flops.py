@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..deploy.reparameterize import _forward as forward_tensors
+from ..deploy.reparameterize import forward_tensors
 from .networks import Network, fuse
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..deploy.export import export_module
-from ..deploy.reparameterize import _forward as forward_tensors
+from ..deploy.reparameterize import forward_tensors
 from ..deploy.runtimes import load_exported
 from ..engine.runner import UsageError
 from .networks import fuse

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS, init_default_scope
-from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
 from .. import __version__
-from ..checkpoint import find_state_dict
+from ..engine.runner import innermost_dataset
 from .check import TOLERANCES, deviations, draw_pictures, predict
 from .formats import MIN_SIZE, SUFFIXES, write
+from .reparameterize import load_model, refuse_existing
 from .runtimes import load_exported
 from .wrap import Plain, wrap
 
@@ -95,7 +95,7 @@ def export_config(
     name = Path(cfg.filename or 'model').stem
     target = Path(target or f'{name}{SUFFIXES[format]}')
     _check_target(target, format, force)
-    model, raw_meta = _load(cfg, checkpoint)
+    model, raw_meta = load_model(cfg, checkpoint)
     if format == 'coreml':
         batch, size = batch or 1, size or _natural_size(cfg)
     info = dict(_legend(cfg, raw_meta), resize=_resizing(cfg), config=name)
@@ -203,35 +203,12 @@ class _Any(nn.Module):
 def _check_target(target: Path, format: str, force: bool) -> None:
     if target.suffix != SUFFIXES[format]:
         raise ValueError(f'{target} must end in {SUFFIXES[format]}, the ending of {format}')
-    for path in _files(target):
-        if path.exists() and not force:
-            raise FileExistsError(
-                f'{path} exists already; give another name, or --force to replace it'
-            )
+    refuse_existing(_files(target), force)
 
 
 def _files(path: Path) -> list[Path]:
     """What belongs to an exported file: OpenVINO's weights are beside it."""
     return [path, path.with_suffix('.bin')] if path.suffix == '.xml' else [path]
-
-
-def _load(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The model with its weights, and the metadata of the checkpoint."""
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    settings = copy.deepcopy(cfg.model)
-    if cfg.get('data_preprocessor') and 'backbone' in settings:
-        settings.setdefault('data_preprocessor', cfg.data_preprocessor)  # as the runner does
-    try:
-        model = MODELS.build(settings).eval()
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f'cannot build the model of the config: {error}') from error
-    raw = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
-    try:
-        model.load_state_dict(find_state_dict(raw, f'checkpoint {checkpoint}'))
-    except RuntimeError as error:
-        raise ValueError(f'checkpoint {checkpoint} does not fit the config: {error}') from None
-    meta = raw.get('meta') if isinstance(raw, dict) else None
-    return model, meta if isinstance(meta, dict) else {}
 
 
 def _meta(
@@ -334,16 +311,9 @@ def _check_pictures(
     return [draw_pictures(*shape) for shape in dict.fromkeys(wanted)]
 
 
-def _dataset(cfg: Config) -> Any:
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    while isinstance(dataset.get('dataset'), dict):
-        dataset = dataset['dataset']
-    return dataset
-
-
 def _legend(cfg: Config, raw_meta: dict[str, Any]) -> dict[str, Any]:
     """Names and colours of classes: of the checkpoint, or else of the config's data set."""
-    dataset = _dataset(cfg)
+    dataset = innermost_dataset(cfg, 'test')
     known = dict(raw_meta.get('dataset_meta') or {})
     if not known and dataset.get('type'):
         with DATASETS.switch_scope_and_registry(None) as registry:
@@ -361,7 +331,7 @@ def _legend(cfg: Config, raw_meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resizing(cfg: Config) -> list[dict[str, Any]]:
-    steps = _dataset(cfg).get('pipeline') or []
+    steps = innermost_dataset(cfg, 'test').get('pipeline') or []
     found = [dict(s) for s in steps if str(s.get('type')).rpartition('.')[2] in _RESIZING]
     return [s for s in found if s.get('scale_factor') != 1.0]
 

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +45,8 @@ def reparameterize_file(
         raise ValueError(
             f'{target} would put its config in the place of {cfg.filename}: give another name'
         )
-    for path in (target, config):
-        if path.exists() and not force:
-            raise FileExistsError(
-                f'{path} exists already; give another name, or --force to replace it'
-            )
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    try:
-        model = MODELS.build(cfg.model).eval()
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f'cannot build the model of the config: {error}') from error
-    raw = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
-    try:
-        model.load_state_dict(find_state_dict(raw, f'checkpoint {checkpoint}'))
-    except RuntimeError as error:
-        raise ValueError(f'checkpoint {checkpoint} does not fit the config: {error}') from None
+    refuse_existing((target, config), force)
+    model, meta = load_model(cfg, checkpoint)
 
     reference = copy.deepcopy(model).double()
     fused = reparameterize(copy.deepcopy(reference))
@@ -72,9 +60,7 @@ def reparameterize_file(
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, fused))
     reparameterize(model)  # folded in float64, rounded once to the checkpoint's dtype
 
-    meta = raw.get('meta') if isinstance(raw, dict) else None
-    meta = dict(meta if isinstance(meta, dict) else {}, reparameterized=True)
-    content = dict(meta=meta, state_dict=model.state_dict())
+    content = dict(meta=dict(meta, reparameterized=True), state_dict=model.state_dict())
     deployed = copy.deepcopy(cfg)
     deployed.model.original, deployed.model.type = cfg.model.type, 'Reparameterized'
     # the config may have done without, as this tool imports mmffnet itself
@@ -90,6 +76,38 @@ def reparameterize_file(
     )
 
 
+def refuse_existing(paths: Iterable[Path], force: bool) -> None:
+    """Raises FileExistsError for a file that is there, unless it may be replaced."""
+    for path in paths:
+        if path.exists() and not force:
+            raise FileExistsError(
+                f'{path} exists already; give another name, or --force to replace it'
+            )
+
+
+def load_model(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]:
+    """Builds a config's model with all of its weights.
+
+    Returns:
+        tuple: The model in eval mode, and the metadata of the checkpoint.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    settings = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') and 'backbone' in settings:
+        settings.setdefault('data_preprocessor', cfg.data_preprocessor)  # as the runner does
+    try:
+        model = MODELS.build(settings).eval()
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f'cannot build the model of the config: {error}') from error
+    raw = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
+    try:
+        model.load_state_dict(find_state_dict(raw, f'checkpoint {checkpoint}'))
+    except RuntimeError as error:
+        raise ValueError(f'checkpoint {checkpoint} does not fit the config: {error}') from None
+    meta = raw.get('meta') if isinstance(raw, dict) else None
+    return model, meta if isinstance(meta, dict) else {}
+
+
 @torch.no_grad()
 def compare(reference: nn.Module, other: nn.Module, size: tuple[int, int] = (128, 160)) -> float:
     """Returns the largest difference of two models' outputs on random data.
@@ -99,7 +117,7 @@ def compare(reference: nn.Module, other: nn.Module, size: tuple[int, int] = (128
     """
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 3, *size, generator=generator, dtype=torch.float64)
-    expected, outs = (_tensors(_forward(model, image)) for model in (reference, other))
+    expected, outs = (_tensors(forward_tensors(model, image)) for model in (reference, other))
     if not expected or [t.shape for t in expected] != [t.shape for t in outs]:
         return float('inf')
     a, b = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (expected, outs))
@@ -108,7 +126,7 @@ def compare(reference: nn.Module, other: nn.Module, size: tuple[int, int] = (128
     return float((a - b).abs().max() / a.abs().max())  # NaN stays NaN
 
 
-def _forward(model: nn.Module, image: Tensor) -> Any:
+def forward_tensors(model: nn.Module, image: Tensor) -> Any:
     if not hasattr(model, 'data_preprocessor'):
         return model(image)
     if not hasattr(model, 'roi_head'):

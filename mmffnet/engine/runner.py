@@ -209,6 +209,21 @@ def check_checkpoint(name: str) -> str:
     return name
 
 
+def check_device(device: str | None) -> str:
+    """Return the device to use.
+
+    Raises:
+        UsageError: If there is no such device.
+    """
+    if device is None:
+        return get_device()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"there is no device '{device}' here: {describe_error(error)}") from error
+    return device
+
+
 def innermost_dataset(cfg: Config, part: str) -> ConfigDict:
     """The innermost data set of a data loader: wrappers hold theirs in ``dataset``."""
     dataset = cfg.get(f'{part}_dataloader') or {}

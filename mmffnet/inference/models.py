@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.device import get_device
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import BaseTTAModel
 from mmengine.registry import DATASETS, DefaultScope
@@ -20,6 +19,7 @@ from mmffnet.checkpoint import find_state_dict
 from mmffnet.engine.runner import (
     UsageError,
     check_checkpoint,
+    check_device,
     describe_error,
     innermost_dataset,
     use_tta,
@@ -190,21 +190,6 @@ def task_of(cfg: Config) -> str:
         known = ', '.join(OpenMMLabModel.TASKS)
         raise UsageError(f'the config has the default_scope {scope!r}; it must be one of {known}')
     return OpenMMLabModel.TASKS[scope]
-
-
-def check_device(device: str | None) -> str:
-    """Return the device to use.
-
-    Raises:
-        UsageError: If there is no such device.
-    """
-    if device is None:
-        return get_device()
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"there is no device '{device}' here: {describe_error(error)}") from error
-    return device
 
 
 def without_annotations(steps: Any) -> list:
