@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         built = runner.build_runner(cfg)
     except runner.UsageError as error:
         parser.error(str(error))
-    built.train()
+    runner.run(built, 'train')
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ One pair of tools serves mmdet, mmseg and mmpretrain configs; where the three di
 """
 
 import argparse
+import gc
 import logging
 import warnings
 from collections.abc import Sequence
@@ -188,6 +189,26 @@ def build_runner(cfg: Config) -> Runner:
     check_samples(runner)
     check_labels(runner)
     return runner
+
+
+def run(runner: Runner, task: str) -> None:
+    """Train ('train') or test ('test'), and take leave of the other processes, if there are any.
+
+    A thread of gloo that still holds tensors while Python ends makes it abort, after a training
+    that went well. These threads end with their group, and the group with what wraps the model.
+    After an error the group stays: its end could wait for processes that are not coming.
+    """
+    status = None
+    try:
+        getattr(runner, task)()
+    except SystemExit as stop:  # all processes were asked to stop, and did
+        status = stop.code
+    if torch.distributed.is_initialized():
+        runner.model = None
+        gc.collect()
+        torch.distributed.destroy_process_group()
+    if status is not None:
+        raise SystemExit(status)
 
 
 def describe_error(error: Exception) -> str:

@@ -309,6 +309,7 @@ def test_mixed_precision():
 
 
 DISTRIBUTED = """
+import gc
 import sys
 import torch
 import torch.distributed as dist
@@ -316,23 +317,27 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
 from mmffnet import FFNet
 
+def step(rank):
+    model = MMDistributedDataParallel(FFNet('nano').eval())
+    wrapper = build_optim_wrapper(model, dict(
+        optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.0),
+        constructor='LayerDecayConstructor',
+        paramwise_cfg=dict(layer_decay_rate=0.5),
+    ))
+    weight = model.module.stem.conv1.conv.weight
+    old = weight.detach().clone()
+    out = model(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(rank)))
+    wrapper.update_params(sum(o[:, ::2].sum() for o in out))
+    steps = [torch.empty_like(weight) for _ in range(2)]
+    dist.all_gather(steps, weight.detach() - old)
+    assert torch.equal(*steps)
+    print('step', (weight - old).abs().median().item())
+
 rank, store = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 dist.init_process_group('gloo', init_method='file://' + store, rank=rank, world_size=2)
-model = MMDistributedDataParallel(FFNet('nano').eval())
-wrapper = build_optim_wrapper(model, dict(
-    optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.0),
-    constructor='LayerDecayConstructor',
-    paramwise_cfg=dict(layer_decay_rate=0.5),
-))
-weight = model.module.stem.conv1.conv.weight
-old = weight.detach().clone()
-out = model(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(rank)))
-wrapper.update_params(sum(o[:, ::2].sum() for o in out))
-steps = [torch.empty_like(weight) for _ in range(2)]
-dist.all_gather(steps, weight.detach() - old)
-assert torch.equal(*steps)
-print('step', (weight - old).abs().median().item())
+step(rank)
+gc.collect()  # the group's threads end with the last that holds it, the model in this case
 dist.destroy_process_group()
 """
 
