@@ -156,6 +156,7 @@ def load_pretrained(
     raw = CheckpointLoader.load_checkpoint(str(checkpoint), map_location, logger='silent')
     where = f'checkpoint {checkpoint}'
     state = find_state_dict(raw, where, use_ema)
+    raw_names = list(state)
     if prefix is None:
         prefix = next((p for p in ('', 'backbone.') if _has_backbone(state, p)), '')
     elif prefix and not prefix.endswith('.'):
@@ -187,9 +188,12 @@ def load_pretrained(
         if keys
     ]
     if problems and (strict or 2 * matched < total):
+        others = [p for p in find_networks(raw_names, official=True) if p != prefix]
+        others += [p for p in find_networks(raw_names, official=False) if p != prefix]
+        hint = f'; is it prefix={others[0]!r} that you mean?' if others and not matched else ''
         raise ValueError(
             f'{where} does not fit {name}: {matched} of {total} tensors found below the prefix '
-            f'{prefix!r}; {"; ".join(problems)}'
+            f'{prefix!r}; {"; ".join(problems)}{hint}'
         )
     report = f'{where}: loaded {matched} of {total} tensors into {name}'
     for what, keys in (
@@ -201,6 +205,64 @@ def load_pretrained(
     print_log(report, logger='current')
     if problems:
         print_log(f'{where}: {"; ".join(problems)}', logger='current', level=30)
+
+
+def load_whole(model: nn.Module, raw: Any, where: str, part: str = '') -> list[str]:
+    """Loads a model's checkpoint and makes sure that it fills the model, or a part of it.
+
+    Args:
+        model (nn.Module): A backbone, detector, segmentor or classifier.
+        raw (Any): What the file holds.
+        where (str): Names the file in errors.
+        part (str): A regular expression: the names of what must be filled start so. Defaults to
+            '', which is everything.
+
+    Returns:
+        list[str]: Names in the checkpoint that the model does not have.
+
+    Raises:
+        ValueError: If it does not fit.
+    """
+    state = find_state_dict(raw, where)
+    tensors = {
+        name: tensor
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if not name.endswith('num_batches_tracked')  # PyTorch makes up those that are missing
+    }
+    # Names change while they are loaded, and what PyTorch reports is incomplete once a shape does
+    # not fit: but what is written to knows it.
+    before = {name: tensor._version for name, tensor in tensors.items()}
+    shapes, unexpected = [], []
+    try:
+        unexpected = model.load_state_dict(state, strict=False).unexpected_keys
+    except ValueError as error:
+        raise ValueError(f'{where} does not fit the model: {error}') from None
+    except RuntimeError as error:
+        shapes = [line.strip() for line in str(error).splitlines()[1:]]
+    empty = [
+        name
+        for name, tensor in tensors.items()
+        if re.match(part, name) and tensor._version == before[name]
+    ]
+    if empty:
+        reason = next((line for line in shapes if f' {empty[0]}:' in line), None)
+        number = f'{len(empty)} of {sum(bool(re.match(part, name)) for name in tensors)} tensors'
+        raise ValueError(
+            f'{where} does not fit the model: it does not fill {number}: '
+            f'{reason or _shorten(empty)}{_guess(state)}'
+        )
+    return unexpected
+
+
+def _guess(state: dict[str, Tensor]) -> str:
+    """What a checkpoint is, if it is that of a part."""
+    networks = {**find_networks(state, official=True), **find_networks(state, official=False)}
+    if '' not in networks:
+        return ''
+    return (
+        '. It is that of a bare backbone or an official classifier, which goes to the backbone of '
+        "a model: backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=...))"
+    )
 
 
 def find_state_dict(raw: Any, where: str, use_ema: bool = False) -> OrderedDict[str, Tensor]:
@@ -225,7 +287,8 @@ def find_state_dict(raw: Any, where: str, use_ema: bool = False) -> OrderedDict[
     tensors = isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())
     if not state or not tensors:
         raise ValueError(f'{where} holds no weights (a dict of tensors)')
-    return OrderedDict((k.removeprefix('module.'), v) for k, v in state.items())
+    # of DistributedDataParallel, of torch.compile
+    return OrderedDict((re.sub(r'^(module\.|_orig_mod\.)+', '', k), v) for k, v in state.items())
 
 
 _ENTRIES = ('state_dict', 'model', 'state_dict_ema')
@@ -354,6 +417,7 @@ def convert_file(
     save_atomically(dict(state_dict=converted, meta=meta), target, force)
     kept = [key for key in converted if key in state]
     report = (
-        f'{target}: {len(converted)} tensors, {len(converted) - len(kept)} renamed to {to} names'
+        f'{target}: {len(converted)} tensors, {len(converted) - len(kept)} renamed to '
+        f'{"our" if to == "ours" else to} names'
     )
     return report + (f', kept {", ".join(dict.fromkeys(map(_top, kept)))}' if kept else '')

@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.error import URLError
 from urllib.parse import unquote, urlparse
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
+from torch.hub import tqdm
 
 try:
     import mmcv  # noqa: F401
@@ -156,6 +158,10 @@ def _open_checkpoint(path: Path) -> BinaryIO:
     return path.open('rb')
 
 
+class DamagedCheckpointError(RuntimeError):
+    """A file that is damaged, incomplete or no checkpoint at all."""
+
+
 def read_checkpoint(path: Any, map_location: Any = 'cpu') -> Any:
     """Read a checkpoint file without ever running code from it.
 
@@ -166,11 +172,13 @@ def read_checkpoint(path: Any, map_location: Any = 'cpu') -> Any:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file asks for a class or function that is not known to be harmless.
-        RuntimeError: If the file is damaged, incomplete or no checkpoint at all.
+        DamagedCheckpointError: If the file is damaged, incomplete or no checkpoint at all.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist or is not a file')
+    if path.suffix == '.safetensors':
+        return _read_safetensors(path, map_location)
     with _open_checkpoint(path) as file:
         try:
             return _torch_load(file, map_location)
@@ -179,6 +187,19 @@ def read_checkpoint(path: Any, map_location: Any = 'cpu') -> Any:
             if explained is None:
                 raise
             raise explained from None
+
+
+def _read_safetensors(path: Path, map_location: Any) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+    except ImportError as error:
+        raise ValueError(f'reading {path} needs safetensors: `pip install safetensors`') from error
+    try:
+        tensors = load(path.read_bytes())
+    except SafetensorError as error:
+        raise DamagedCheckpointError(f'cannot read {path}: it is damaged ({error})') from None
+    return {name: tensor.to(map_location or 'cpu') for name, tensor in tensors.items()}
 
 
 def _explain(error: Exception, path: Path) -> Exception | None:
@@ -203,7 +224,10 @@ def _explain(error: Exception, path: Path) -> Exception | None:
     ):
         return None  # a device that is not there, for example
     reason = re.split(r'\. |\n', text)[0]
-    return RuntimeError(
+    with path.open('rb') as file:
+        if file.read(64).lstrip().startswith(b'<'):
+            reason = 'it is a web page'
+    return DamagedCheckpointError(
         f'cannot read {path} ({path.stat().st_size} bytes): it is damaged, incomplete or not a '
         f'checkpoint ({reason}). Fetch it again; delete it first if it was downloaded.'
     )
@@ -253,9 +277,20 @@ def download(url: str, folder: Any = None, progress: bool = True) -> Path:
 def _fetch(url: str, path: Path, progress: bool) -> None:
     if path.is_file():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    from .checkpoint import whole_file
+
+    # torch.hub's own function keeps what has come when a connection ends too early
     try:
-        torch.hub.download_url_to_file(url, str(path), progress=progress)
+        request = Request(url, headers={'User-Agent': 'mmffnet'})
+        with urlopen(request, timeout=60) as response, whole_file(path) as file:
+            total = response.length
+            style = dict(desc=path.name, unit='B', unit_scale=True, disable=not progress)
+            with tqdm(total=total, **style) as bar:
+                while chunk := response.read(1 << 18):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+            if total not in (None, file.tell()):
+                raise ConnectionError(f'it ended after {file.tell()} of {total} bytes')
     except (URLError, ConnectionError, TimeoutError, HTTPException) as error:
         raise ConnectionError(
             f'cannot download {url} ({error}). Without a connection, fetch it elsewhere and put '

@@ -18,7 +18,13 @@ from torch import nn
 
 import mmffnet
 from mmffnet import checkpoint
-from mmffnet.checkpoint import FFNET_NAMES, convert_file, load_pretrained, save_atomically
+from mmffnet.checkpoint import (
+    FFNET_NAMES,
+    convert_file,
+    load_pretrained,
+    load_whole,
+    save_atomically,
+)
 
 TINY = dict(depths=[1, 1, 2, 1], channels=[8, 16, 32, 64], stem_channels=8)
 
@@ -147,6 +153,14 @@ def test_the_backbone_of_a_whole_model(prefix, source, tmp_path):
     assert_arrived(backbone, source)
 
 
+def test_wrappers_leave_no_trace_in_names(source, tmp_path):
+    state = {'module._orig_mod.' + key: value for key, value in source.items()}
+    torch.save({'state_dict': state}, tmp_path / 'compiled.pth')
+    backbone = build()
+    load_pretrained(backbone, str(tmp_path / 'compiled.pth'))
+    assert_arrived(backbone, source)
+
+
 def test_classifier_backbone_takes_the_final_norm(source, tmp_path, log):
     state = official_classifier(source)
     state['norm.running_mean'] = torch.rand(64)
@@ -208,6 +222,10 @@ def test_missing_and_unexpected_tensors_are_named(source, tmp_path):
     wrong = dict(state)
     wrong['patch_embed.0.c.weight'] = torch.rand(8, 4, 3, 3)
     refused(wrong, tmp_path, r'size mismatch for stem.conv1.conv.weight')
+    lightning = {'model.backbone.' + key: value for key, value in state.items()}
+    refused(
+        lightning, tmp_path, r"0 of \d+ tensors .*is it prefix='model\.backbone\.' that you mean"
+    )
 
 
 def test_files_without_weights(tmp_path, source):
@@ -294,6 +312,30 @@ def test_load_from_refuses_another_variant(arch, blocks, source, tmp_path):
         load_checkpoint(model, str(tmp_path / 'other.pth'))
 
 
+def test_load_whole(source):
+    model = nn.Module()
+    model.backbone = build(out_norm_cfg=None)
+    model.head = nn.Linear(3, 2)
+    state = {'backbone.' + key: value for key, value in official_classifier(source).items()}
+    state |= {'head.weight': torch.rand(2, 3), 'head.bias': torch.rand(2)}
+    for key in [key for key in state if re.match(r'backbone\.(norm|head)\.', key)]:
+        del state[key]
+    assert load_whole(model, {'state_dict': {**state, 'other': torch.rand(1)}}, 'x') == ['other']
+    assert torch.equal(model.head.bias, state['head.bias'])
+    assert_arrived(model.backbone, source)
+
+    other_head = {**state, 'head.weight': torch.rand(5, 3)}
+    with pytest.raises(ValueError, match=r'x does not fit .* size mismatch for head\.weight'):
+        load_whole(model, other_head, 'x')
+    load_whole(model, other_head, 'x', r'backbone\.')
+    for bare in (source, official_classifier(source)):
+        with pytest.raises(ValueError, match=r'fill \d+ of .* bare backbone .*init_cfg=dict\('):
+            load_whole(model, bare, 'x', r'backbone\.')
+    del other_head['backbone.patch_embed.0.c.weight']
+    with pytest.raises(ValueError, match=r'fill 1 of \d+ tensors: backbone\.stem\.conv1\.conv\.w'):
+        load_whole(model, other_head, 'x', r'backbone\.')
+
+
 # --------------------------------------------------------------------------- short names
 
 
@@ -324,7 +366,7 @@ def test_conversion_there_and_back_is_bit_exact(source, tmp_path):
     state['neck.weight'] = torch.rand(3)
     torch.save({'state_dict': state}, tmp_path / 'official.pth')
     report = convert_file(str(tmp_path / 'official.pth'), tmp_path / 'ours.pth', 'ours')
-    assert f'{len(state)} tensors, {len(source)} renamed to ours names' in report
+    assert f'{len(state)} tensors, {len(source)} renamed to our names' in report
     assert 'kept backbone.*, neck.*' in report
     convert_file(str(tmp_path / 'ours.pth'), tmp_path / 'back.pth', 'official')
     ours = torch.load(tmp_path / 'ours.pth', weights_only=True)['state_dict']

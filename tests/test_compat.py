@@ -310,6 +310,22 @@ def test_damaged_file(content, tmp_path, reader):
         compat.read_checkpoint(path)
 
 
+def test_web_page_in_the_place_of_a_checkpoint(tmp_path):
+    (tmp_path / 'page.pth').write_text('<!DOCTYPE html><html>404</html>')
+    with pytest.raises(compat.DamagedCheckpointError, match='it is a web page'):
+        compat.read_checkpoint(tmp_path / 'page.pth')
+
+
+def test_safetensors(tmp_path):
+    safetensors = pytest.importorskip('safetensors.torch')
+    path = tmp_path / 'a.safetensors'
+    safetensors.save_file({'weight': torch.ones(100, 10)}, path)
+    assert torch.equal(CheckpointLoader.load_checkpoint(str(path))['weight'], torch.ones(100, 10))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(compat.DamagedCheckpointError, match=r'a\.safetensors: it is damaged'):
+        compat.read_checkpoint(path)
+
+
 def test_missing_file_and_home_directory(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r'checkpoint .*none\.pth does not exist'):
         compat.read_checkpoint(tmp_path / 'none.pth')

@@ -90,9 +90,23 @@ def test_download_errors_name_the_address_and_the_place(server, tmp_path):
         url = f'http://127.0.0.1:{unused.getsockname()[1]}/b.pth'
         with pytest.raises(ConnectionError, match=r'cannot download http.*refused.*put it at'):
             CheckpointLoader.load_checkpoint(url)
-    assert not list(place.iterdir())
+    assert not place.exists()
     with pytest.raises(ValueError, match='names no file'):
         compat.download(server.url)
+
+
+def test_what_ends_too_early_is_not_kept(server, checkpoint, tmp_path, monkeypatch):
+    whole = (server.www / 'a.pth').read_bytes()
+
+    def send_half(self, source, target):
+        target.write(whole[: len(whole) // 2])
+
+    monkeypatch.setattr(SimpleHTTPRequestHandler, 'copyfile', send_half)
+    with pytest.raises(ConnectionError, match=rf'ended after {len(whole) // 2} of {len(whole)} b'):
+        compat.download(checkpoint, tmp_path / 'kept')
+    assert not list((tmp_path / 'kept').iterdir())
+    monkeypatch.undo()
+    assert compat.download(checkpoint, tmp_path / 'kept').read_bytes() == whole
 
 
 def test_only_rank_0_downloads(server, checkpoint, tmp_path):

@@ -49,10 +49,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             args.compile,
             args.channels_last,
         )
-        built = runner.build_runner(cfg)
+        runner.run(runner.build_runner(cfg), 'test')
     except runner.UsageError as error:
         parser.error(str(error))
-    runner.run(built, 'test')
 
 
 if __name__ == '__main__':

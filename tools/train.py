@@ -44,10 +44,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         runner.train_config(
             cfg, args.resume, args.amp, args.auto_scale_lr, args.compile, args.channels_last
         )
-        built = runner.build_runner(cfg)
+        runner.run(runner.build_runner(cfg), 'train')
     except runner.UsageError as error:
         parser.error(str(error))
-    runner.run(built, 'train')
 
 
 if __name__ == '__main__':

@@ -5,12 +5,11 @@ What to do comes as JSON on the standard input; the result is there when it is c
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 from mmengine.device import get_device
 
-from ..engine.runner import UsageError, build_runner, read_config, test_config
+from ..engine.runner import UsageError, build_runner, read_config, run, test_config
 from .flops import count_network
 from .networks import find_network
 from .report import environment, write_json
@@ -22,10 +21,7 @@ def main() -> None:
     try:
         cfg = read_config(request['config'], options, request['work_dir'])
         test_config(cfg, request['checkpoint'], tta=request['tta'], fuse=request['fuse'])
-        runner = build_runner(cfg)
-        # mmengine would go on with what fits, and print what does not
-        runner.load_checkpoint = partial(runner.load_checkpoint, strict=True)
-        metrics = runner.test()
+        metrics = run(build_runner(cfg), 'test')
     except UsageError as error:
         sys.exit(str(error))
     result = dict(

@@ -1,7 +1,14 @@
 """Running configs; importing this registers the hooks and the optimizer constructor in mmengine."""
 
 from .checkpointing import SafeCheckpointHook, find_checkpoint
-from .hooks import ChannelsLastHook, CompileHook, ExactResumeHook, FiniteLossHook, FuseHook
+from .hooks import (
+    ChannelsLastHook,
+    CompileHook,
+    ExactResumeHook,
+    FiniteLossHook,
+    FuseHook,
+    WholeCheckpointHook,
+)
 from .imagenet import AverageBuffersHook, RawAndEMAHook, WarmupCosineLR
 from .labels import LoadCheckedLabels
 from .layer_decay import LayerDecayConstructor
@@ -20,5 +27,6 @@ __all__ = [
     'SafeCheckpointHook',
     'SegPicturesHook',
     'WarmupCosineLR',
+    'WholeCheckpointHook',
     'find_checkpoint',
 ]

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import DATA_SAMPLERS, HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader
 
-from ..models import reparameterize
+from ..checkpoint import load_whole
+from ..models import MetaMixer, reparameterize
 from .data import name_bad_samples
 
 _MODEL, _DATA, _ORDER = range(3)
@@ -207,6 +209,31 @@ class ExactResumeHook(Hook):
     def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         rank = get_rank()  # each process drops other paths; one alone has the numbers it always had
         seed_generators(runner.seed, _MODEL, runner.iter, *([rank] if rank else []))
+
+
+@HOOKS.register_module()
+class WholeCheckpointHook(Hook):
+    """Refuses a checkpoint that does not fit, where mmengine says so in the log and goes on.
+
+    What is tested must be filled completely. A training may begin (``load_from``) from a model with
+    other heads, but not with a part of an FFNet.
+    """
+
+    priority = 'HIGHEST'
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        # FlexibleRunner's strategies spread the weights over processes before they load
+        if runner._resume or not isinstance(runner, Runner):
+            return
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        where = f'the checkpoint {runner._load_from}'
+        if not isinstance(runner._train_loop, BaseLoop):
+            load_whole(model, checkpoint, where)
+        elif isinstance(getattr(model, 'backbone', None), MetaMixer):
+            # norms of outputs may be new
+            load_whole(model, checkpoint, where, r'backbone\.(?!norm\d)')
 
 
 @HOOKS.register_module()

@@ -8,7 +8,7 @@ import argparse
 import gc
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmffnet.compat import DamagedCheckpointError
 from mmffnet.paths import config_path
 
 from .checkpointing import find_checkpoint
@@ -93,7 +94,7 @@ def train_config(
     """Apply the options of ``tools/train.py`` to a config, in place.
 
     The config also gets the hooks that make training robust: SafeCheckpointHook in the place of
-    mmengine's CheckpointHook, ExactResumeHook and FiniteLossHook.
+    mmengine's CheckpointHook, ExactResumeHook, FiniteLossHook and WholeCheckpointHook.
 
     Args:
         cfg (Config): From :func:`read_config`.
@@ -162,6 +163,7 @@ def test_config(
     """
     cfg.load_from = check_checkpoint(checkpoint)
     _check_data(cfg, 'test')
+    _add_hook(cfg, 'WholeCheckpointHook')
     if cfg.filename:
         # mmengine writes the config to the work directory: not over that of the training
         path = Path(cfg.filename)
@@ -191,16 +193,25 @@ def build_runner(cfg: Config) -> Runner:
     return runner
 
 
-def run(runner: Runner, task: str) -> None:
+def run(runner: Runner, task: str) -> Any:
     """Train ('train') or test ('test'), and take leave of the other processes, if there are any.
 
     A thread of gloo that still holds tensors while Python ends makes it abort, after a training
     that went well. These threads end with their group, and the group with what wraps the model.
     After an error the group stays: its end could wait for processes that are not coming.
+
+    Returns:
+        What mmengine's runner returns: the trained model, or the metrics.
+
+    Raises:
+        UsageError: If pre-trained weights or the checkpoint cannot be had, or do not fit.
     """
-    status = None
+    for step in ('_init_model_weights', 'load_or_resume'):
+        if hasattr(runner, step):  # FlexibleRunner initialises weights elsewhere
+            setattr(runner, step, _explaining(getattr(runner, step)))
+    result = status = None
     try:
-        getattr(runner, task)()
+        result = getattr(runner, task)()
     except SystemExit as stop:  # all processes were asked to stop, and did
         status = stop.code
     if torch.distributed.is_initialized():
@@ -209,6 +220,17 @@ def run(runner: Runner, task: str) -> None:
         torch.distributed.destroy_process_group()
     if status is not None:
         raise SystemExit(status)
+    return result
+
+
+def _explaining(load: Callable[..., Any]) -> Callable[..., Any]:
+    def step(*args: Any) -> Any:
+        try:
+            return load(*args)
+        except (OSError, ValueError, DamagedCheckpointError) as error:
+            raise UsageError(str(error)) from error
+
+    return step
 
 
 def describe_error(error: Exception) -> str:
@@ -303,7 +325,7 @@ def _add_training_hooks(cfg: Config) -> None:
     if _type(checkpoint) in ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
         checkpoint = dict(checkpoint, type='SafeCheckpointHook')
     cfg.default_hooks = dict(hooks, checkpoint=checkpoint)
-    for name in ('ExactResumeHook', 'FiniteLossHook'):
+    for name in ('ExactResumeHook', 'FiniteLossHook', 'WholeCheckpointHook'):
         _add_hook(cfg, name)
 
 

@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from mmffnet.checkpoint import find_state_dict
+from mmffnet.checkpoint import load_whole
 from mmffnet.engine.runner import (
     UsageError,
     check_checkpoint,
@@ -230,16 +230,9 @@ def _read_checkpoint(checkpoint: str) -> Any:
 def _load(network: nn.Module, raw: Any, checkpoint: str) -> None:
     where = f'the checkpoint {checkpoint}'
     try:
-        found = network.load_state_dict(find_state_dict(raw, where), strict=False)
+        unexpected = load_whole(network, raw, where)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    except RuntimeError as error:
-        _, *lines = str(error).splitlines()
-        raise UsageError(f'{where} does not fit the config: {lines[0].strip()}') from error
-    missing, unexpected = found
-    if missing:
-        names = ', '.join(missing[:3]) + (f' and {len(missing) - 3} more' * (len(missing) > 3))
-        raise UsageError(f'{where} does not fit the config: it lacks {names}')
     if unexpected:
         text = f'{where} has tensors that the model lacks ({len(unexpected)}): {unexpected[0]}'
         print_log(text + ', ...' * (len(unexpected) > 1), 'current', logging.WARNING)

@@ -4,6 +4,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from mmengine.registry import MODELS
+from torch import nn
+
 #: A mixer's config, or one per stage; None or a dict without 'type' keeps (and updates) the default
 MixerCfg = dict | None | Sequence[dict | None]
 
@@ -52,6 +55,50 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f'{name} must be a positive integer, got {value!r}')
 
 
+def check_odd(name: str, value: Any) -> None:
+    """Demands a positive odd integer."""
+    if not is_count(value) or value % 2 == 0:
+        raise ValueError(f'{name} must be a positive odd integer, got {value!r}')
+
+
+def check_layer_cfg(name: str, cfg: Any) -> None:
+    """Demands the config of a registered layer that takes maps, or None."""
+    if cfg is None:
+        return
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise ValueError(f"{name} must be a dict with a type, such as dict(type='BN'); got {cfg!r}")
+    layer = cfg['type']
+    if isinstance(layer, str):
+        with MODELS.switch_scope_and_registry(None) as registry:
+            layer = registry.get(layer)
+        if layer is None:
+            raise ValueError(
+                f'{name}: no layer of the type {cfg["type"]!r} is registered in MODELS'
+            )
+    if layer is nn.LayerNorm:
+        raise ValueError(
+            f'{name}: {cfg["type"]!r} is over the last dimension, which is none of the channels of '
+            "a map: use dict(type='ChannelLayerNorm')"
+        )
+
+
+def check_init_cfg(cfgs: Sequence[Any], pretrained_arguments: Sequence[str]) -> None:
+    """Demands initialisations with a type, and that Pretrained is told what it knows."""
+    for cfg in cfgs:
+        if not isinstance(cfg, dict) or 'type' not in cfg:
+            raise ValueError(f'init_cfg must be a dict with a type, or a list of them; got {cfg!r}')
+        if cfg['type'] != 'Pretrained':
+            continue
+        if 'checkpoint' not in cfg:
+            raise ValueError(f'init_cfg: Pretrained needs a checkpoint, got {dict(cfg)!r}')
+        unknown = [key for key in cfg if key not in ('type', *pretrained_arguments)]
+        if unknown:
+            raise ValueError(
+                f'init_cfg: Pretrained does not take {", ".join(unknown)}; it takes '
+                f'{", ".join(pretrained_arguments)}'
+            )
+
+
 def check_fraction(name: str, value: Any) -> None:
     """Demands a number in [0, 1)."""
     if not isinstance(value, int | float) or not 0 <= value < 1:
@@ -62,7 +109,7 @@ def resolve_out_indices(out_indices: Any, num_stages: int) -> tuple[int, ...]:
     """Returns the stages whose maps are returned, as ascending numbers from 0."""
     indices = (out_indices,) if isinstance(out_indices, int) else out_indices
     valid = isinstance(indices, list | tuple) and all(
-        isinstance(i, int) and -num_stages <= i < num_stages for i in indices
+        type(i) is int and -num_stages <= i < num_stages for i in indices
     )
     resolved = tuple(i % num_stages for i in indices) if valid else ()
     if not resolved or any(a >= b for a, b in itertools.pairwise(resolved)):

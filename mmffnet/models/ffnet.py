@@ -94,6 +94,11 @@ class FFNet(MetaMixer):
         )
 
     def make_downsample(self, in_channels: int, out_channels: int) -> nn.Module:
+        if out_channels % in_channels:
+            raise ValueError(
+                f'arch: channels of {type(self).__name__} must each be a multiple of the one '
+                f'before, but {out_channels} follows {in_channels}'
+            )
         return Sequential(
             OrderedDict(
                 spatial=MultiBranchDWConv(

@@ -23,6 +23,8 @@ from .arch import (
     MixerCfg,
     check_count,
     check_fraction,
+    check_init_cfg,
+    check_layer_cfg,
     resolve_arch,
     resolve_mixers,
     resolve_out_indices,
@@ -121,6 +123,10 @@ def build_mixer(cfg: dict, channels: int, **defaults: Any) -> nn.Module:
         mixer = cls
     wanted = inspect.signature(mixer).parameters
     kwargs = {**{k: v for k, v in defaults.items() if k in wanted}, **kwargs}
+    try:
+        inspect.signature(mixer).bind(channels=channels, **kwargs)
+    except TypeError as error:
+        raise ValueError(f'mixer {cfg["type"]!r}: {error}; it takes {", ".join(wanted)}') from None
     return mixer(channels=channels, **kwargs)
 
 
@@ -244,11 +250,13 @@ class MetaMixer(BaseModule):
         deploy: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ):
-        cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
+        cfgs = list(init_cfg or []) if isinstance(init_cfg, list | tuple | None) else [init_cfg]
+        check_init_cfg(cfgs, list(inspect.signature(load_pretrained).parameters)[1:])
         self._pretrained = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
-        for cfg in self._pretrained:
-            if 'checkpoint' not in cfg:
-                raise ValueError(f'init_cfg: Pretrained needs a checkpoint, got {dict(cfg)!r}')
+        for name, cfg in dict(
+            norm_cfg=norm_cfg, act_cfg=act_cfg, out_norm_cfg=out_norm_cfg
+        ).items():
+            check_layer_cfg(name, cfg)
         if len(cfgs) == len(self._pretrained):  # what a checkpoint leaves out is initialised too
             cfgs.insert(0, dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0))
         super().__init__(cfgs)
@@ -260,9 +268,10 @@ class MetaMixer(BaseModule):
         )
         if layer_scale_init_value is None:
             layer_scale_init_value = settings['layer_scale_init_value'] or 0
-        if not isinstance(layer_scale_init_value, int | float):
+        if not isinstance(layer_scale_init_value, int | float) or layer_scale_init_value < 0:
             raise ValueError(
-                f'layer_scale_init_value must be a number, got {layer_scale_init_value!r}'
+                f'layer_scale_init_value must be a number, 0 for no layer scale; '
+                f'got {layer_scale_init_value!r}'
             )
         check_fraction('drop_path_rate', drop_path_rate)
         check_count('in_channels', in_channels)
@@ -274,7 +283,7 @@ class MetaMixer(BaseModule):
         self.out_indices = resolve_out_indices(out_indices, len(depths))
         num_stages = self.out_indices[-1] + 1
         self.frozen_stages = frozen_stages
-        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= num_stages:
+        if type(frozen_stages) is not int or not -1 <= frozen_stages <= num_stages:
             raise ValueError(
                 f'frozen_stages must be -1 (nothing), 0 (the stem) or 1..{num_stages} (the stem '
                 f'and that many stages), got {frozen_stages!r}'
@@ -335,6 +344,9 @@ class MetaMixer(BaseModule):
         return tuple(outs)
 
     def _check_input(self, x: Tensor) -> None:
+        if not (isinstance(x, Tensor) and x.is_floating_point()):
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f'{type(self).__name__} takes a tensor of floating point, got {kind}')
         if x.ndim != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < self.min_size:
             raise ValueError(
                 f'{type(self).__name__} takes (N, {self.in_channels}, H, W) with H and W of at '

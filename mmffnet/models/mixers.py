@@ -11,7 +11,7 @@ from mmcv.cnn import build_activation_layer
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .arch import check_count
+from .arch import check_count, check_odd
 from .reparam import ConvNorm, NormConv, depthwise_conv
 
 
@@ -42,6 +42,7 @@ class FFNifiedAttention(nn.Module):
         act_cfg: dict | None = None,
     ):
         super().__init__()
+        check_odd('FFNifiedAttention: kernel_size', kernel_size)
         branches = branches or ('plain' if kernel_size <= 3 else 'pair')
         self.query = ConvNorm(channels, channels, 1, norm_cfg=norm_cfg)
         self.key = depthwise_conv(channels, kernel_size, branches, norm_cfg)
@@ -78,6 +79,7 @@ class ConvFFN(nn.Module):
         act_cfg: dict | None = None,
     ):
         super().__init__()
+        check_odd('ConvFFN: kernel_size', kernel_size)
         check_count('ConvFFN: expansion', expansion)
         branches = branches or ('norm' if kernel_size <= 3 else 'pair')
         self.dwconv = depthwise_conv(channels, kernel_size, branches, norm_cfg)
@@ -102,8 +104,7 @@ class Pooling(nn.Module):
 
     def __init__(self, channels: int, pool_size: int = 3):
         super().__init__()
-        if pool_size < 1 or pool_size % 2 == 0:
-            raise ValueError(f'Pooling: pool_size must be a positive odd integer, got {pool_size}')
+        check_odd('Pooling: pool_size', pool_size)
         self.pool = nn.AvgPool2d(pool_size, 1, pool_size // 2, count_include_pad=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,7 +126,8 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, head_dim: int = 32, norm_cfg: dict | None = None):
         super().__init__()
-        if head_dim < 1 or channels % head_dim:
+        check_count('SelfAttention: head_dim', head_dim)
+        if channels % head_dim:
             raise ValueError(
                 f'SelfAttention: channels must be a multiple of head_dim, '
                 f'got channels={channels} and head_dim={head_dim}'

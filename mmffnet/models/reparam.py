@@ -15,6 +15,17 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .arch import check_odd
+
+#: Where a module keeps what listens to it, and with which arguments
+_FORWARD_HOOKS = (
+    '_forward_hooks',
+    '_forward_hooks_with_kwargs',
+    '_forward_hooks_always_called',
+    '_forward_pre_hooks',
+    '_forward_pre_hooks_with_kwargs',
+)
+
 #: The forms that a depthwise convolution can take, see :func:`depthwise_conv`.
 BRANCHES = ('plain', 'norm', 'pair', 'strips')
 
@@ -30,6 +41,8 @@ class FusibleBlock(nn.Module):
         kernel, bias, like = self.folded()
         conv = _conv_like(like, kernel, bias)
         conv._register_load_state_dict_pre_hook(_FuseOnLoad(self))
+        for hooks in _FORWARD_HOOKS:
+            getattr(conv, hooks).update(getattr(self, hooks))
         return conv.train(self.training)
 
     def folded(self) -> tuple[Tensor, Tensor, nn.Conv2d]:
@@ -208,8 +221,7 @@ def depthwise_conv(
             ``'strips'`` (see :class:`MultiBranchDWConv`).
         norm_cfg (dict, optional): The norm. Defaults to ``dict(type='BN')``.
     """
-    if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f'kernel_size must be a positive odd integer, got {kernel_size!r}')
+    check_odd('kernel_size', kernel_size)
     if branches not in BRANCHES:
         raise ValueError(f'branches must be one of {BRANCHES}, got {branches!r}')
     if branches == 'plain':
@@ -333,9 +345,10 @@ def reparameterize(model: nn.Module) -> nn.Module:
 
     Works on anything that holds such blocks: a bare backbone, a detector, a segmentor, a
     classifier. Batch norms behind plain convolutions elsewhere in the model are folded as well
-    where their order is certain: inside mmcv's ``ConvModule`` and as neighbours in a
-    ``Sequential`` (a ``ConvModule`` that is then called with ``norm=False`` has its norm all the
-    same). dtype, device, memory format, ``training`` and ``requires_grad`` are kept.
+    where their order is certain as long as a module is called as a whole: inside mmcv's
+    ``ConvModule`` and as neighbours in a ``Sequential``. (Where a model calls a ``ConvModule`` with
+    ``norm=False``, or the convolution of a ``Sequential`` alone, it gets the norm all the same.)
+    dtype, device, memory format, ``training``, ``requires_grad`` and forward hooks are kept.
     Calling it twice changes nothing more.
 
     Args:
@@ -357,7 +370,7 @@ def reparameterize(model: nn.Module) -> nn.Module:
     for parent in model.modules():
         if parent in inside:
             continue
-        for name, child in parent.named_children():
+        for name, child in parent._modules.items():  # named_children() leaves out repetitions
             if isinstance(child, FusibleBlock):
                 if child not in fused:  # a block in two places stays one convolution
                     fused[child] = child.fuse()

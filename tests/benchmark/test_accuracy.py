@@ -97,7 +97,7 @@ def test_failing_going_on_and_resuming(toys, tmp_path):
     run(jobs, said.append)
     table = rows(jobs)
     assert [row['status'] for row in table] == ['failed', 'done']
-    assert table[0]['note'].startswith(f'RuntimeError: cannot read {broken} (13 bytes)')
+    assert table[0]['note'].startswith(f'cannot read {broken} (13 bytes)')
     assert table[1]['measured'] == pytest.approx(score, abs=0.006)
     assert table[1]['difference'] == pytest.approx(-0.3, abs=0.01) and table[1]['outside']
     assert len([text for text in said if 'running, log in' in text]) == 2

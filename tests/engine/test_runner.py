@@ -172,7 +172,7 @@ def test_types_may_be_classes(monkeypatch):
 def test_training_hooks_in_any_config():
     cfg = train_config(Config(dict(model=dict())), compile=True)
     assert cfg.default_hooks == dict(checkpoint=dict(type='SafeCheckpointHook', interval=1))
-    added = ['ExactResumeHook', 'FiniteLossHook', 'CompileHook']
+    added = ['ExactResumeHook', 'FiniteLossHook', 'WholeCheckpointHook', 'CompileHook']
     assert [hook.type for hook in cfg.custom_hooks] == added
     assert cfg.custom_imports == dict(imports=['mmffnet'])
 
@@ -183,7 +183,8 @@ def test_training_hooks_in_any_config():
     )
     cfg = train_config(Config(copy.deepcopy(mine)))
     assert cfg.default_hooks == mine['default_hooks']
-    assert cfg.custom_hooks == [*mine['custom_hooks'], dict(type='ExactResumeHook')]
+    added = [dict(type='ExactResumeHook'), dict(type='WholeCheckpointHook')]
+    assert cfg.custom_hooks == [*mine['custom_hooks'], *added]
     assert cfg.custom_imports == dict(imports=['mmffnet', 'mine'], allow_failed_imports=False)
     cfg = Config(dict(default_hooks=dict(checkpoint=None)))
     assert train_config(cfg).default_hooks.checkpoint is None
@@ -193,7 +194,8 @@ def test_fast_forms(checkpoint):
     hooks = [dict(type='EMAHook'), dict(type='mmpretrain.EMAHook'), dict(type='Mine')]
     speed = dict(compile=True, channels_last=True)
     cfg = test_config(Config(dict(custom_hooks=hooks)), checkpoint, fuse=True, **speed)
-    added = ['FuseHook', 'CompileHook', 'ChannelsLastHook']
-    assert [hook.type for hook in cfg.custom_hooks] == ['Mine', *added]
-    added[0:1] = ['ExactResumeHook', 'FiniteLossHook']
-    assert [hook.type for hook in train_config(Config(), **speed).custom_hooks] == added
+    added = ['CompileHook', 'ChannelsLastHook']
+    found = [hook.type for hook in cfg.custom_hooks]
+    assert found == ['Mine', 'WholeCheckpointHook', 'FuseHook', *added]
+    robust = ['ExactResumeHook', 'FiniteLossHook', 'WholeCheckpointHook']
+    assert [hook.type for hook in train_config(Config(), **speed).custom_hooks] == robust + added

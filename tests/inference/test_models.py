@@ -119,11 +119,14 @@ def test_classes_come_from_the_data_set_without_the_data(models, tmp_path, monke
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda raw: raw['state_dict'].pop('rpn_head.rpn_cls.bias'), 'it lacks rpn_head.rpn_cls'),
+        (
+            lambda raw: raw['state_dict'].pop('rpn_head.rpn_cls.bias'),
+            r'fill 1 of 297 tensors: rpn_head\.rpn_cls\.bias',
+        ),
         (lambda raw: raw.pop('state_dict'), 'has no state_dict'),
         (
             lambda raw: raw['state_dict'].update({'rpn_head.rpn_cls.bias': torch.zeros(7)}),
-            'does not fit the config: .*size mismatch for rpn_head.rpn_cls.bias',
+            'does not fit the model: .*size mismatch for rpn_head.rpn_cls.bias',
         ),
     ],
 )

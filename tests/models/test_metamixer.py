@@ -185,7 +185,10 @@ def test_norm_cfg_and_act_cfg_reach_every_layer():
         (dict(arch=dict(TINY, deep=1)), 'may have stem_channels'),
         (dict(arch=dict(TINY, depths=[1, 1])), 'depths must be 4 positive integers'),
         (dict(arch=dict(TINY, channels=[8, 16, 32, 0])), 'channels must be 4 positive integers'),
-        (dict(arch=dict(TINY, channels=[8, 12, 32, 64])), 'a multiple of its channels: 12'),
+        (
+            dict(arch=dict(TINY, channels=[8, 12, 32, 64])),
+            'multiple of the one before, but 12 follows 8',
+        ),
         (dict(out_indices=(1, 4)), r'out_indices .*0\.\.3 .*\(1, 4\)'),
         (dict(out_indices=(2, 1)), 'ascending'),
         (dict(out_indices=()), 'out_indices'),
@@ -193,7 +196,7 @@ def test_norm_cfg_and_act_cfg_reach_every_layer():
         (dict(out_indices=None), 'out_indices'),
         (dict(arch=dict(TINY, stem_channels=0)), 'stem_channels must be a positive'),
         (dict(channel_mixer=dict(expansion=2.5)), 'expansion must be a positive integer'),
-        (dict(layer_scale_init_value='a'), 'layer_scale_init_value'),
+        (dict(layer_scale_init_value='a'), "layer_scale_init_value .* got 'a'"),
         (dict(init_cfg=dict(type='Pretrained')), 'needs a checkpoint'),
         (dict(drop_path_rate='0.1'), 'drop_path_rate'),
         (dict(frozen_stages=5), r'frozen_stages must be -1'),
@@ -207,11 +210,38 @@ def test_norm_cfg_and_act_cfg_reach_every_layer():
         (dict(token_mixer=dict(type='SelfAttention')), 'multiple of head_dim'),
         (dict(token_mixer=dict(type='Pooling', pool_size=2)), 'pool_size'),
         (dict(deploy=True, norm_cfg=dict(type='GN', num_groups=2)), 'GroupNorm'),
+        (dict(norm_cfg='BN'), "norm_cfg must be a dict with a type.* got 'BN'"),
+        (dict(act_cfg=dict()), 'act_cfg must be a dict with a type.* got {}'),
+        (
+            dict(norm_cfg=dict(type='Nothing')),
+            "norm_cfg: no layer of the type 'Nothing' is registered",
+        ),
+        (dict(out_norm_cfg=dict(type='LN')), r"out_norm_cfg: 'LN' .*type='ChannelLayerNorm'"),
+        (dict(init_cfg='x.pth'), "init_cfg must be a dict with a type.* got 'x.pth'"),
+        (dict(init_cfg=dict(checkpoint='x.pth')), 'init_cfg must be a dict with a type'),
+        (
+            dict(init_cfg=dict(type='Pretrained', checkpoint='x.pth', prefx='')),
+            'Pretrained does not take prefx; it takes checkpoint, prefix',
+        ),
+        (dict(token_mixer=dict(kernel_size='7')), "positive odd integer, got '7'"),
+        (dict(token_mixer=dict(kernel_sise=7)), "'FFNifiedAttention'.*'kernel_sise'; it takes"),
+        (dict(layer_scale_init_value=-1), 'layer_scale_init_value .* got -1'),
+        (dict(out_indices=True), 'out_indices .*got True'),
+        (dict(frozen_stages=True), 'frozen_stages .*got True'),
     ],
 )
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         build(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ('value', 'kind'),
+    [(None, 'NoneType'), (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), r'torch\.uint8')],
+)
+def test_input_that_is_no_map(value, kind):
+    with pytest.raises(ValueError, match=f'takes a tensor of floating point, got {kind}'):
+        build()(value)
 
 
 @pytest.mark.parametrize('shape', [(1, 4, 64, 64), (1, 3, 31, 64), (1, 3, 64, 31), (3, 64, 64)])

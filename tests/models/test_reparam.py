@@ -192,6 +192,27 @@ def test_batch_norms_elsewhere_fold_where_it_is_safe():
         assert_same([other(x)], [head(x)])
 
 
+def test_a_block_in_several_places_stays_one():
+    block = ConvNorm(4, 4, 3).eval()
+    model = mmffnet.reparameterize(nn.Sequential(block, block, nn.Sequential(block)))
+    first, second, (third,) = model
+    assert type(first) is nn.Conv2d
+    assert first is second is third
+
+
+def test_who_listens_to_a_block_goes_on_listening():
+    heard = []
+    block = ConvNorm(4, 4, 3).eval()
+    block.register_forward_hook(lambda module, args, out: heard.append(out))
+    block.register_forward_pre_hook(
+        lambda module, args, kwargs: heard.append(kwargs), with_kwargs=True
+    )
+    model = mmffnet.reparameterize(nn.Sequential(block))
+    out = model(torch.rand(1, 4, 5, 5))
+    assert heard[0] == {}
+    assert torch.equal(heard[1], out)
+
+
 def test_what_is_not_plain_is_left_alone():
     class Rectified(nn.BatchNorm2d):
         def forward(self, x):

@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from mmengine.registry import MODELS
 
 DETECTOR = 'detection/maskrcnn_ffnet2_coco.py'
 
@@ -57,6 +59,34 @@ def test_fused_model_scores_the_same(toy, tmp_path):
     assert left.keys() == {'toy.py', 'toy_test.py'}
     assert 'SafeCheckpointHook' in left['toy.py']
     assert 'FuseHook' in left['toy_test.py']
+
+
+def test_checkpoints_that_do_not_fit(toy, tmp_path):
+    config = write_config(toy, tmp_path, 'toy')
+    model = MODELS.build(toy.toy_config(tmp_path).model)
+    backbone, whole = model.backbone.state_dict(), model.state_dict()
+    other_head = {**whole, 'head.1.weight': torch.rand(7, 64)}
+    less = {
+        key: value for key, value in other_head.items() if key != 'backbone.stem.conv1.conv.weight'
+    }
+    for name, state in dict(backbone=backbone, other_head=other_head, less=less).items():
+        torch.save(dict(state_dict=state), tmp_path / f'{name}.pth')
+    (tmp_path / 'damaged.pth').write_bytes(b'PK')
+    for name, arguments, message in (
+        ('test.py', [tmp_path / 'backbone.pth'], 'It is that of a bare backbone'),
+        ('test.py', [tmp_path / 'other_head.pth'], 'size mismatch for head.1.weight'),
+        ('test.py', [tmp_path / 'damaged.pth'], 'it is damaged'),
+        ('train.py', ['--cfg-options', f'load_from={tmp_path}/less.pth'], 'fill 1 of 179 tensors'),
+        ('train.py', ['--cfg-options', f'load_from={tmp_path}/other_head.pth'], None),
+    ):
+        status, text = tool(toy, tmp_path, name, config, *arguments)
+        *_, last = text.splitlines()
+        if message is None:
+            assert status == 0, text
+        else:
+            assert status == 2, text
+            assert last.startswith(f'{name}: error: ')
+            assert message in last
 
 
 def launch(script, *arguments, folder, **settings):
