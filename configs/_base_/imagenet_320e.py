@@ -1,4 +1,7 @@
-"""ImageNet at 256 x 256 for 300 + 20 epochs, on 8 GPUs with 128 images each: the official recipe."""
+"""ImageNet at 256 x 256 for 300 + 20 epochs, on 8 GPUs with 128 images each: the official recipe.
+
+The official runs are in mixed precision: `--amp`.
+"""
 
 _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs64_swin_256.py',
@@ -15,7 +18,7 @@ test_pipeline = [
     dict(type='CenterCrop', crop_size=256),
     dict(type='PackInputs'),
 ]
-train_dataloader = dict(batch_size=128)
+train_dataloader = dict(batch_size=128, drop_last=True)
 val_dataloader = dict(batch_size=128, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 

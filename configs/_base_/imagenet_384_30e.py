@@ -1,4 +1,7 @@
-"""Fine-tuning at 384 x 384 for 30 epochs, on 8 GPUs with 64 images each: the official recipe."""
+"""Fine-tuning at 384 x 384 for 30 epochs, on 8 GPUs with 64 images each: the official recipe.
+
+The official runs are in mixed precision: `--amp`.
+"""
 
 _base_ = './imagenet_320e.py'
 

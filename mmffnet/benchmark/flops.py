@@ -108,6 +108,11 @@ def describe(name: str, size: Sequence[int], trained: Cost, fused: Cost, depth: 
             f'{text:10}  {cost.parameters / 1e6:9.3f} M parameters  {cost.macs / 1e9:9.3f} G '
             'multiply-adds'
         )
+    norms, biases, relus = (trained.values[kind] / 1e9 for kind in ('norm', 'bias', 'relu'))
+    lines.append(
+        f'not in it:  {norms:.3f} G values through batch norms, {biases:.3f} G through biases, '
+        f'{relus:.3f} G through ReLU'
+    )
     listed = [part for part in trained.parts if part.count('.') < depth]
     width = max(map(len, listed), default=0)
     for part in listed:

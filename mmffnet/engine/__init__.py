@@ -12,11 +12,12 @@ from .hooks import (
 from .imagenet import AverageBuffersHook, RawAndEMAHook, WarmupCosineLR
 from .labels import LoadCheckedLabels
 from .layer_decay import LayerDecayConstructor
-from .pictures import SegPicturesHook
+from .pictures import ClsPicturesHook, SegPicturesHook
 
 __all__ = [
     'AverageBuffersHook',
     'ChannelsLastHook',
+    'ClsPicturesHook',
     'CompileHook',
     'ExactResumeHook',
     'FiniteLossHook',

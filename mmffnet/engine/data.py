@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from torch.utils.data import DataLoader
 
@@ -17,6 +17,10 @@ _FETCHED = {
     'ADE20KDataset': ('ade', 'ade20k'),
     'CityscapesDataset': ('cityscapes', 'cityscapes'),
 }
+
+
+class BadSampleError(RuntimeError):
+    """A sample that cannot be loaded; says which and why."""
 
 
 def find_missing_data(cfg: Config, *parts: str) -> str | None:
@@ -93,6 +97,23 @@ def _names(dataset: dict) -> list[str]:
     return [value for value in values if isinstance(value, str) and value and '://' not in value]
 
 
+def without_annotations(steps: Any) -> list:
+    """Return a pipeline, or part of one, without the steps that load annotations."""
+    kept = []
+    for step in steps:
+        if isinstance(step, list | tuple):
+            step = without_annotations(step)
+            if not step:
+                continue
+        elif str(step.get('type')).rpartition('.')[2].startswith('Load'):
+            if 'Annotation' in str(step['type']):
+                continue
+        elif 'transforms' in step:
+            step = ConfigDict(step, transforms=without_annotations(step['transforms']))
+        kept.append(step)
+    return kept
+
+
 def check_samples(runner: Any) -> None:
     """Makes a runner refuse empty data sets, and name samples that cannot be loaded.
 
@@ -150,7 +171,7 @@ def _load_samples(dataset: Any, indices: Sequence[int]) -> list:
             samples.append(dataset[index])
         except Exception as error:
             path = _info(dataset, index).get('img_path')
-            raise RuntimeError(
+            raise BadSampleError(
                 f'cannot load sample {index} of {type(dataset).__name__}'
                 f'{f" ({path})" if path else ""}: {type(error).__name__}: {error}'
             ) from error

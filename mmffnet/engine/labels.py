@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
+from PIL import UnidentifiedImageError
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -54,6 +55,8 @@ class LoadCheckedLabels:
                 f'there is no label file {path} for the picture {results.get("img_path")}: add it, '
                 'or remove the picture'
             ) from error
+        except UnidentifiedImageError as error:
+            raise ValueError(f'the label file {path} is damaged, or no picture') from error
         except OSError as error:
             raise ValueError(f'the label file {path} cannot be read: {error}') from error
         labels = results['gt_seg_map']

@@ -25,7 +25,8 @@ class SegPicturesHook(Hook):
     ``tools/test.py --show-dir`` adds it for mmseg's configs.
 
     Args:
-        out_dir (str): The folder to write to, one .png for each picture.
+        out_dir (str): The folder to write to, one .png for each picture, below the same folders
+            as the pictures.
     """
 
     priority = 'NORMAL'
@@ -43,7 +44,6 @@ class SegPicturesHook(Hook):
         import mmcv
 
         meta = runner.test_loop.dataloader.dataset.metainfo
-        self.out_dir.mkdir(parents=True, exist_ok=True)
         for sample in outputs or ():
             # test-time augmentation leaves out the first dimension
             maps = {
@@ -53,7 +53,43 @@ class SegPicturesHook(Hook):
             }
             image = mmcv.imfrombytes(fileio.get(sample.img_path), channel_order='rgb')
             figure = draw_segmentation(image, maps, meta['classes'], meta['palette'])
-            figure.savefig(self.out_dir / f'{Path(sample.img_path).stem}.png')
+            target = self.out_dir / name_below(sample.img_path, runner).with_suffix('.png')
+            target.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(target)
+
+
+@HOOKS.register_module()
+def ClsPicturesHook(**kwargs: Any) -> Hook:
+    """mmpretrain's VisualizationHook, with pictures of the same name in several folders told apart.
+
+    Args:
+        **kwargs: As for that hook.
+    """
+    from mmpretrain.engine import VisualizationHook
+
+    class Named(VisualizationHook):
+        def after_test_iter(
+            self, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence[Any]
+        ) -> None:
+            samples = [sample.clone() for sample in outputs]
+            for sample in samples:
+                if 'img_path' in sample:
+                    name = '_'.join(name_below(sample.img_path, runner).parts)
+                    sample.set_metainfo(dict(img_path=name))
+            super().after_test_iter(runner, batch_idx, data_batch, samples)
+
+    return Named(**kwargs)
+
+
+def name_below(picture: str, runner: Runner) -> Path:
+    """Path of a tested picture below the folder of all, or its name if it is elsewhere."""
+    dataset = runner.test_loop.dataloader.dataset
+    while hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    prefix = getattr(dataset, 'data_prefix', None)
+    folder = prefix.get('img_path') if isinstance(prefix, dict) else prefix
+    path = Path(picture)
+    return path.relative_to(folder) if folder and path.is_relative_to(folder) else Path(path.name)
 
 
 def draw_segmentation(

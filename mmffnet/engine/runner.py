@@ -24,7 +24,7 @@ from mmffnet.compat import DamagedCheckpointError
 from mmffnet.paths import config_path
 
 from .checkpointing import find_checkpoint
-from .data import check_samples, find_missing_data
+from .data import BadSampleError, check_samples, find_missing_data, without_annotations
 from .labels import check_labels
 
 _TTA_MODELS = {
@@ -35,6 +35,7 @@ _TTA_MODELS = {
     'mmseg': dict(type='mmseg.SegTTAModel'),
     'mmpretrain': dict(type='mmpretrain.AverageClsScoreTTA'),
 }
+_PICKLED = ('.pkl', '.pickle')
 _DUMP_METRICS = {'mmdet': 'mmdet.DumpDetResults', 'mmpretrain': 'DumpResults'}
 
 
@@ -162,7 +163,6 @@ def test_config(
         UsageError: If data are missing, or an option does not fit the config.
     """
     cfg.load_from = check_checkpoint(checkpoint)
-    _check_data(cfg, 'test')
     _add_hook(cfg, 'WholeCheckpointHook')
     if cfg.filename:
         # mmengine writes the config to the work directory: not over that of the training
@@ -174,6 +174,7 @@ def test_config(
         _show_predictions(cfg, show, show_dir, wait_time)
     if out:
         _keep_predictions(cfg, out)
+    _check_data(cfg, 'test')  # after the options that can do without labels
     if fuse:
         # A checkpoint's weights are the averaged ones, and a fused model has nothing to swap with.
         hooks = cfg.get('custom_hooks') or []
@@ -184,10 +185,18 @@ def test_config(
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner that the config asks for."""
+    """Build the runner that the config asks for.
+
+    Raises:
+        UsageError: If a part of the config is refused by what it builds.
+    """
     if cfg.get('launcher', 'none') != 'none' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
+    try:
+        runner = build(cfg)
+    except (OSError, ValueError) as error:  # arguments that a model refuses, say
+        raise UsageError(str(error)) from error
     check_samples(runner)
     check_labels(runner)
     return runner
@@ -204,14 +213,16 @@ def run(runner: Runner, task: str) -> Any:
         What mmengine's runner returns: the trained model, or the metrics.
 
     Raises:
-        UsageError: If pre-trained weights or the checkpoint cannot be had, or do not fit.
+        UsageError: If pre-trained weights, the checkpoint, or data cannot be had or do not fit.
     """
-    for step in ('_init_model_weights', 'load_or_resume'):
+    for step in ('_init_model_weights', 'load_or_resume', 'build_dataloader'):
         if hasattr(runner, step):  # FlexibleRunner initialises weights elsewhere
             setattr(runner, step, _explaining(getattr(runner, step)))
     result = status = None
     try:
         result = getattr(runner, task)()
+    except BadSampleError as error:  # from a worker it comes with all that the worker printed
+        raise UsageError(str(error).rpartition(f'{BadSampleError.__name__}: ')[2]) from error
     except SystemExit as stop:  # all processes were asked to stop, and did
         status = stop.code
     if torch.distributed.is_initialized():
@@ -224,9 +235,9 @@ def run(runner: Runner, task: str) -> Any:
 
 
 def _explaining(load: Callable[..., Any]) -> Callable[..., Any]:
-    def step(*args: Any) -> Any:
+    def step(*args: Any, **kwargs: Any) -> Any:
         try:
-            return load(*args)
+            return load(*args, **kwargs)
         except (OSError, ValueError, DamagedCheckpointError) as error:
             raise UsageError(str(error)) from error
 
@@ -395,6 +406,8 @@ def _show_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: 
     if hook is None:
         raise UsageError('--show and --show-dir need default_hooks.visualization in the config')
     hook['enable' if scope == 'mmpretrain' else 'draw'] = True
+    if scope == 'mmpretrain':
+        hook['type'] = 'ClsPicturesHook'
     hook.update(show=show, wait_time=wait_time, interval=1)
     if show_dir and scope != 'mmseg':
         # absolute, as mmdet puts a relative one below the time of the run in the work directory
@@ -407,9 +420,16 @@ def _keep_predictions(cfg: Config, out: str) -> None:
     evaluators = _evaluators(cfg)
     scope = cfg.get('default_scope')
     if scope == 'mmseg':
+        if out.endswith(_PICKLED):
+            raise UsageError(f"--out must be a folder for a config of this kind, not '{out}'")
         for evaluator in evaluators:
             evaluator['output_dir'] = out
-    elif out.endswith(('.pkl', '.pickle')):
+        if all(evaluator.get('format_only') for evaluator in evaluators):
+            # nothing is scored, so there need not be labels
+            dataset = innermost_dataset(cfg, 'test')
+            dataset.pipeline = without_annotations(dataset.pipeline)
+            dataset.get('data_prefix', {}).pop('seg_map_path', None)
+    elif out.endswith(_PICKLED):
         metric = _DUMP_METRICS.get(scope, 'DumpResults')
         evaluators = [*evaluators, dict(type=metric, out_file_path=out)]
     else:

@@ -16,6 +16,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from mmffnet.checkpoint import load_whole
+from mmffnet.engine.data import without_annotations
 from mmffnet.engine.runner import (
     UsageError,
     check_checkpoint,
@@ -190,23 +191,6 @@ def task_of(cfg: Config) -> str:
         known = ', '.join(OpenMMLabModel.TASKS)
         raise UsageError(f'the config has the default_scope {scope!r}; it must be one of {known}')
     return OpenMMLabModel.TASKS[scope]
-
-
-def without_annotations(steps: Any) -> list:
-    """Return a pipeline, or part of one, without the steps that load annotations."""
-    kept = []
-    for step in steps:
-        if isinstance(step, list | tuple):
-            step = without_annotations(step)
-            if not step:
-                continue
-        elif str(step.get('type')).rpartition('.')[2].startswith('Load'):
-            if 'Annotation' in str(step['type']):
-                continue
-        elif 'transforms' in step:
-            step = ConfigDict(step, transforms=without_annotations(step['transforms']))
-        kept.append(step)
-    return kept
 
 
 def _loading(pipeline: Sequence[Any]) -> dict[str, str]:

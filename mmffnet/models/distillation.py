@@ -96,8 +96,13 @@ class DistilledClassifier(ImageClassifier):
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             teacher = MODELS.build(self.teacher_cfg)
         if self.teacher_checkpoint:
-            raw = CheckpointLoader.load_checkpoint(self.teacher_checkpoint, 'cpu', logger='silent')
             where = f'teacher_checkpoint {self.teacher_checkpoint}'
+            try:
+                raw = CheckpointLoader.load_checkpoint(
+                    self.teacher_checkpoint, 'cpu', logger='silent'
+                )
+            except (OSError, ValueError, RuntimeError) as error:
+                raise type(error)(f'{where}: {error}') from error
             try:
                 teacher.load_state_dict(find_state_dict(raw, where))
             except RuntimeError as error:

@@ -108,7 +108,7 @@ def test_default_folder_and_classifier(infer, place):
         ([DETECTOR, 'detection.pth'], 'nothing to look at'),
         ([DETECTOR], 'the following arguments are required: INPUT'),
         ([DETECTOR, 'broken.jpg', 'photos'], 'cannot read the checkpoint: .*broken.jpg'),
-        ([DETECTOR, 'classification.pth', 'photos'], 'does not fit the config: it lacks'),
+        ([DETECTOR, 'classification.pth', 'photos'], r'does not fit the model: it does not fill \d+ of'),
         ([DETECTOR, 'detection.pth', 'photos', '--tta'], 'mmdet cannot average masks'),
         ([DETECTOR, 'detection.pth', 'photos', '--device', 'gpu9'], "there is no device 'gpu9'"),
         ([DETECTOR, 'detection.pth', 'photos', '--batch-size', '0'], 'must be at least 1'),
