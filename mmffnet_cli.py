@@ -8,6 +8,7 @@ be able to say that one of the two is missing.
 import argparse
 import ast
 import fnmatch
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ TOOLS = {
     'export': 'write a model as ONNX, OpenVINO, CoreML or TorchScript',
     'benchmark': 'accuracy and speed of models, side by side',
     'get-flops': 'parameters and multiply-adds of a config',
+    'reparameterize': 'fold batch norms and branches of a trained model into a new checkpoint',
+    'convert-names': 'convert a checkpoint between official names and ours',
     'prepare-data': 'fetch COCO, ADE20K or Cityscapes and lay it out',
 }
 
@@ -41,6 +44,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        status = _main(argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read it, `head` for example, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _main(argv: Sequence[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in TOOLS:
         return _run_tool(argv[0], argv[1:])  # the tool has its own options, and its own --help
@@ -76,8 +89,10 @@ def _complain(message: str) -> int:
 
 
 def _run_tool(name: str, arguments: Sequence[str]) -> int:
-    file = name.replace('-', '_')
-    tool = runpy.run_path(_definitions('paths')['tools_path'](f'{file}.py'))
+    file = name.replace('-', '_') + '.py'
+    if name == 'convert-names':
+        file = f'model_converters/{file}'
+    tool = runpy.run_path(_definitions('paths')['tools_path'](file))
     return tool['main'](arguments, prog=f'mmffnet {name}') or 0
 
 

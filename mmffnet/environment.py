@@ -40,6 +40,8 @@ def environment() -> dict[str, Any]:
     if not problems and packages['mmengine'] and packages['mmcv']:
         ops, problems = _ops()
     problems += _missing(packages) + _mixed_up() + _too_new(packages)
+    if ops != 'none':  # else what is wrong below would be said again of each
+        problems += _broken(packages, problems)
     return {'packages': packages, 'ops': ops, 'problems': problems}
 
 
@@ -105,6 +107,20 @@ def _ops() -> tuple[str, list[str]]:
             'Build it again, or replace it by mmcv-lite to use the operators of torchvision.'
         ]
     return 'mmcv (native)', []
+
+
+def _broken(packages: dict[str, str | None], known: list[str]) -> list[str]:
+    """Packages that are installed and cannot be imported, because of a library for example."""
+    problems = []
+    for name in ('cv2', *(name for name in _EXTRAS if packages[name])):
+        if any(text.startswith(f'{name} ') for text in known):
+            continue
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # anything can go wrong in there
+            text = str(error).strip().partition('\n')[0]
+            problems.append(f'{name} cannot be imported: {type(error).__name__}: {text}')
+    return problems
 
 
 def _missing(packages: dict[str, str | None]) -> list[str]:

@@ -224,6 +224,24 @@ def test_amp_needs_a_gpu(toy, capsys):
     assert '--amp needs a GPU' in one_line_error(capsys, 'train', 'toy_config.py', '--amp')
 
 
+@pytest.mark.parametrize('tool', ['reparameterize', 'convert-names'])
+def test_tools_for_checkpoints_have_commands(capsys, tool):
+    assert one_line_error(capsys, tool).startswith(f'mmffnet {tool}: error: the following')
+
+
+def test_reader_that_has_enough(tmp_path):
+    """As in `mmffnet configs | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, '-m', 'mmffnet_cli', 'configs']
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    with os.fdopen(writing, 'wb') as pipe:
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, stdout=pipe, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (0, '')
+
+
 def test_train_resume_and_test(toy):
     """The whole way, in a process of its own: mmengine's runner keeps global state."""
     code = (

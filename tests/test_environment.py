@@ -47,6 +47,17 @@ def test_broken_torchvision_is_a_problem(monkeypatch):
     assert any('Install the torchvision release made for' in p for p in report['problems'])
 
 
+def test_package_that_cannot_be_imported_is_a_problem(tmp_path, monkeypatch):
+    pytest.importorskip('mmdet')
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'mmdet']:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / 'mmdet').mkdir()
+    (tmp_path / 'mmdet' / '__init__.py').write_text("raise OSError('libGL.so.1 is not there')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    problems = environment.environment()['problems']
+    assert problems == ['mmdet cannot be imported: OSError: libGL.so.1 is not there']
+
+
 def test_mixed_families_are_problems(tmp_path, monkeypatch):
     assert environment._mixed_up() == []
     for name in ('onedl_mmcv', 'mmengine', 'mmcv', 'mmcv_lite'):

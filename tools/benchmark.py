@@ -160,7 +160,7 @@ def _speed(args: argparse.Namespace) -> int:
         f'{threads} thread{"s" * (threads > 1)}, batch {args.batch_size}, {args.rounds} rounds'
         f'{", CPU time" if args.cpu_time else ""}'
     )
-    print(f'\n{title}\n\n{speed_report.table(found, args.batch_size)}', end='')
+    files = []
     if args.out:
         settings = dict(
             what=what,
@@ -171,6 +171,8 @@ def _speed(args: argparse.Namespace) -> int:
             cpu_time=args.cpu_time,
         )
         files = speed_report.save(found, args.out, settings, title)
+    print(f'\n{title}\n\n{speed_report.table(found, args.batch_size)}', end='')
+    if files:
         print(f'\nwritten: {", ".join(map(str, files))}')
     return int(not any(m.seconds for m in found))
 

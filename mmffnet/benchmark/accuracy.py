@@ -153,7 +153,9 @@ def rows(jobs: Sequence[Job]) -> list[dict[str, Any]]:
         outcome = job.outcome or {}
         measured = _points(outcome.get('metrics', {}), job.tta)
         names = [n for n in job.entry.published if (n in _AUGMENTED) == job.tta] or list(measured)
-        note = outcome.get('problem') or ('' if job.outcome else '; '.join(job.missing))
+        url = will_download(job)
+        plans = [*job.missing, *([f'to be downloaded: {url}'] if url else [])]
+        note = outcome.get('problem') or ('' if job.outcome else '; '.join(plans))
         for name in names or ['']:
             published, value = job.entry.published.get(name), measured.get(name)
             difference = None

@@ -13,6 +13,9 @@ def table(measurements: Sequence[Measurement], batch: int) -> str:
     start = measurements[0]
     several = len({m.network.name for m in measurements}) > 1
     training = any(m.memory for m in measurements)
+    firsts = {str(first.form) for first in _firsts(measurements)}
+    # an exported file has no form but its own
+    own_name = f'x {firsts.pop()}' if len(firsts) == 1 else 'x first form'
     lines = []
     for found, first in zip(measurements, _firsts(measurements), strict=True):
         own, same = speedup(first, found), speedup(start, found)
@@ -23,7 +26,7 @@ def table(measurements: Sequence[Measurement], batch: int) -> str:
             'input': 'x'.join(map(str, found.size)),
             'params (M)': f'{found.parameters / 1e6:.1f}' if found.parameters else '-',
             'ms / image': _show(ms, 1),
-            f'x {first.form}': _show(own, 2),
+            own_name: _show(own, 2),
         }
         if several:
             line[f'x {start.name}'] = _show(same, 2)
@@ -133,9 +136,11 @@ def _draw(points: Sequence[Measurement], batch: int, axis: Any, **style: Any) ->
     x, y = [s.median for s in spreads], [m.network.accuracy for m in points]
     error = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
     axis.errorbar(x, y, xerr=error, markersize=5, elinewidth=1, linewidth=1.2, **style)
-    for m, *place in zip(points, x, y, strict=True):
+    for m, here, top1 in zip(points, x, y, strict=True):
         label = dict(textcoords='offset points', fontsize=8, color=style['color'])
-        axis.annotate(m.network.name, place, (4, -10), **label)
+        right = here > 0.5 * max(x)  # there is no room beyond the last ones
+        label.update(ha='right' if right else 'left')
+        axis.annotate(m.network.name, (here, top1), (-4 if right else 4, -10), **label)
 
 
 def _at_its_size(measurement: Measurement) -> bool:

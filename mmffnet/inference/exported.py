@@ -19,6 +19,10 @@ from .painting import Legend
 _GROUND = (104, 116, 124)  # about the mean of photographs: what is added where pictures are small
 
 
+class PredictionError(RuntimeError):
+    """An exported model that fails on pictures."""
+
+
 def is_exported(path: str) -> bool:
     """Tell by its ending whether a file is an exported model."""
     return Path(path).suffix in ('.onnx', '.xml', '.torchscript', '.pt2')
@@ -60,7 +64,11 @@ class ExportedModel:
             for start in range(0, len(arrays), step):
                 part = list(arrays[start : start + step])
                 filled = part + part[:1] * (step - len(part))
-                found = self.exported(np.stack(filled))
+                try:
+                    found = self.exported(np.stack(filled))
+                except Exception as error:  # every runtime has its own kinds
+                    reason = str(error).strip().partition('\n')[0]
+                    raise PredictionError(f'the model failed: {reason}') from error
                 for i in range(len(part)):
                     one = {name: value[i] for name, value in found.items()}
                     picture = pictures[len(results)]

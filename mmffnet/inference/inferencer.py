@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from mmffnet.engine.runner import UsageError, read_config
 
 from . import sources
-from .exported import ExportedModel, is_exported
+from .exported import ExportedModel, PredictionError, is_exported
 from .models import Model, OpenMMLabModel
 from .painting import Legend
 from .results import Classification, Detections, Result, ResultWriter, Segmentation
@@ -36,7 +36,7 @@ class Summary:
             text += ', then interrupted'
         if self.skipped:
             names = '; '.join(f'{one.where} ({one.why})' for one in self.skipped)
-            text += f'; {len(self.skipped)} could not be read: {names}'
+            text += f'; {len(self.skipped)} skipped: {names}'
         return text
 
 
@@ -137,7 +137,11 @@ class Inferencer:
         while batch := list(islice(pictures, batch_size)):
             readable = [picture for picture in batch if isinstance(picture, Picture)]
             yield from (picture for picture in batch if isinstance(picture, Unreadable))
-            predicted = self.model.predict([p.pixels for p in readable]) if readable else []
+            try:
+                predicted = self.model.predict([p.pixels for p in readable]) if readable else []
+            except PredictionError as error:
+                yield from (Unreadable(picture.file_name, str(error)) for picture in readable)
+                continue
             for picture, arrays in zip(readable, predicted, strict=True):
                 result = self._RESULTS[self.task](picture, self.legend, **arrays)
                 yield result.above(score_thr) if self.task == 'detection' else result

@@ -232,12 +232,12 @@ class ResultWriter:
         picture = result.picture
         entry: dict[str, Any] = dict(
             id=len(self.images) + 1,
-            file_name=picture.name,
+            file_name=picture.file_name,
             width=picture.pixels.shape[1],
             height=picture.pixels.shape[0],
         )
         if picture.video:
-            entry.update(file_name=picture.video.name, frame=picture.frame)
+            entry.update(frame=picture.frame)
         described = result.describe()
         found = described.pop('annotations', None)
         if found is not None:

@@ -1,7 +1,9 @@
 """What to look at: pictures, folders, patterns, videos and cameras, as one stream of pictures."""
 
 import glob
+import itertools
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +39,14 @@ class Picture:
     Args:
         name (str): Its name among the results, with '/' between folders. Those of different
             pictures differ in more than the ending.
+        file_name (str): Its own name, below the folder that was given.
         pixels (np.ndarray): (H, W, 3) uint8, in the order B, G, R, as OpenCV has it.
         video (Video, optional): The video that it is a frame of. Defaults to None.
         frame (int): Its number in the video, from 0. Defaults to 0.
     """
 
     name: str
+    file_name: str
     pixels: np.ndarray
     video: Video | None = None
     frame: int = 0
@@ -67,11 +71,13 @@ class Source:
 
     Args:
         where (str | int | np.ndarray): A path, the index of a camera or the picture itself.
-        name (str): Its name among the results.
+        file_name (str): Its own name, below the folder or pattern that was given.
+        name (str): Its name among the results. Defaults to the same.
     """
 
     where: str | int | np.ndarray
-    name: str
+    file_name: str
+    name: str = ''
 
     @property
     def moving(self) -> bool:
@@ -128,7 +134,8 @@ def _find(item: Any, out_dir: Path | None) -> list[Source]:
         files = [p for p in paths if _is_picture(p, out_dir) or _is_video(p)]
         if not files:
             raise UsageError(f"no picture or video matches the pattern '{item}'")
-        return [Source(str(p), p.name) for p in files]
+        base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+        return [Source(str(p), p.relative_to(base).as_posix()) for p in files]
     raise UsageError(f"there is no picture, folder or video '{item}'")
 
 
@@ -145,14 +152,19 @@ def _is_video(path: Path) -> bool:
 def _with_unique_names(sources: Sequence[Source]) -> list[Source]:
     """Results of a.jpg and a.png, or of the a.jpg of two folders, must not share a file."""
     unique, taken = [], set()
+    number_of = Counter(source.file_name for source in sources)
     for source in sources:
-        path = Path(source.name)
+        path = Path(source.file_name)
         stem, number = path.stem, 1
         while (key := str(path.with_name(stem)).lower()) in taken:
             number += 1
             stem = f'{path.stem}_{number}'
         taken.add(key)
-        unique.append(Source(source.where, (path.parent / f'{stem}{path.suffix}').as_posix()))
+        # two of the same name have been given one by one: only their paths tell them apart
+        own = str(source.where) if number_of[source.file_name] > 1 else source.file_name
+        if isinstance(source.where, np.ndarray):
+            own = source.file_name
+        unique.append(Source(source.where, own, path.with_name(stem + path.suffix).as_posix()))
     return unique
 
 
@@ -178,7 +190,7 @@ def read(
         backend (str): What decodes pictures, as in ``LoadImageFromFile``. Defaults to 'cv2'.
     """
     if isinstance(source.where, np.ndarray):
-        yield Picture(source.name, source.where)
+        yield Picture(source.name, source.file_name, source.where)
     elif source.moving:
         yield from _read_video(source)
     else:
@@ -196,7 +208,7 @@ def _read_file(source: Source, color_type: str, backend: str) -> Picture | Unrea
     if pixels is None:
         why = 'it is damaged, incomplete or not a picture' if data else 'the file is empty'
         return Unreadable(where, why)
-    return Picture(source.name, pixels)
+    return Picture(source.name, source.file_name, pixels)
 
 
 def _read_video(source: Source) -> Iterator[Picture | Unreadable]:
@@ -211,10 +223,13 @@ def _read_video(source: Source) -> Iterator[Picture | Unreadable]:
             if not there:
                 break
             name = Path(source.name).with_suffix('') / f'{number:06d}.png'
-            yield Picture(name.as_posix(), pixels, video, number)
+            yield Picture(name.as_posix(), source.file_name, pixels, video, number)
             number += 1
+        promised = capture.get(cv2.CAP_PROP_FRAME_COUNT)  # an estimate in some containers
         if not number:
             yield Unreadable(str(source.where), 'it is damaged, incomplete or not a video')
+        elif promised - number > max(2, 0.05 * promised):
+            yield Unreadable(str(source.where), f'it ends after {number} of {promised:.0f} frames')
     finally:
         capture.release()
 

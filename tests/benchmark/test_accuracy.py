@@ -73,7 +73,7 @@ def test_what_is_missing(tmp_path, monkeypatch):
     jobs = plan(entries, tmp_path / 'out', tta=True)
     table = rows(jobs)
     assert [row['status'] for row in table] == ['missing', 'missing', 'to download', 'to download']
-    assert table[0]['note'] == 'it has no config'
+    assert table[0]['note'] == f'it has no config; to be downloaded: {url}'
     assert "the data folder 'data/ade/ADEChallengeData2016' does not exist" in table[1]['note']
     assert "there is no checkpoint file 'none.pth'" in table[1]['note']
     cache = tmp_path / 'hub' / 'hub' / 'checkpoints'

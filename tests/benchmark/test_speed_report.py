@@ -76,6 +76,14 @@ def test_files(measurements, tmp_path):
         assert (blue - red > 30).sum() > 50  # theirs
 
 
+def test_exported_file_beside_networks(measurements):
+    file = Network('model.onnx', nn.Identity, (256, 256))
+    exported = Measurement(file, Form(onnxruntime=True), (256, 256), 0, [0.1] * 5)
+    lines = speed_report.table([*measurements, exported], batch=1).splitlines()
+    assert cells(lines[0])[5] == 'x first form'
+    assert cells(lines[10])[5] == '1.00 [1.00, 1.00]'
+
+
 def test_nothing_to_draw(measurements, tmp_path):
     """Not one network alone, nor at another size than the accuracy is for."""
     other = [Measurement(m.network, m.form, (64, 64), 1, [1.0]) for m in measurements]

@@ -7,7 +7,7 @@ from toy_models import META
 
 from mmffnet.deploy import runtimes
 from mmffnet.engine.runner import UsageError, read_config
-from mmffnet.inference import Inferencer, exported
+from mmffnet.inference import Inferencer, exported, find_sources
 
 META_DATA = dict(
     classes=['ground', 'square'],
@@ -121,6 +121,20 @@ def test_batches(make):
     inferencer, shapes = make('segmentation', ['labels'], segment_square, batch=3)
     inferencer(images, batch_size=4)
     assert [shape[0] for shape in shapes] == [3, 3, 3]
+
+
+def test_a_model_that_fails_does_not_end_the_others(make, tmp_path):
+    def fail_on_black(images):
+        if not images.any():
+            raise RuntimeError('expression u7 >= 2\nand a long explanation')
+        return segment_square(images)
+
+    inferencer, _ = make('segmentation', ['labels'], fail_on_black)
+    images = [picture(64, 64)[0], np.zeros((64, 64, 3), np.uint8), picture(64, 64)[0]]
+    summary = inferencer.write(find_sources(images), tmp_path / 'out')
+    assert (
+        str(summary) == '2 pictures done; 1 skipped: array (the model failed: expression u7 >= 2)'
+    )
 
 
 @pytest.mark.parametrize('size', [(50, 81), (97, 60), (64, 64)])

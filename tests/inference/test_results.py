@@ -30,7 +30,7 @@ def test_detections_are_written_as_coco_has_them(inferencers, pictures, tmp_path
     summary = inferencer.write(inputs, out, batch_size=2, score_thr=0.25)
     assert summary.done == 5
     assert [Path(one.where).name for one in summary.skipped] == ['broken.jpg']
-    assert re.match(r'5 pictures done; 1 could not be read: .*broken.jpg \(', str(summary))
+    assert re.match(r'5 pictures done; 1 skipped: .*broken.jpg \(', str(summary))
 
     truth = coco.COCO(out / 'predictions.json')
     assert [c['name'] for c in truth.cats.values()] == list(META['detection']['classes'])
@@ -103,7 +103,7 @@ def test_more_than_256_classes(tmp_path):
     from mmffnet.inference import Segmentation
 
     labels = np.arange(300).reshape(10, 30)
-    picture = Picture('many.gif', np.zeros((10, 30, 3), np.uint8))
+    picture = Picture('many.gif', 'many.gif', np.zeros((10, 30, 3), np.uint8))
     with ResultWriter(tmp_path, Legend(())) as writer:
         writer.add(Segmentation(picture, Legend(()), labels))
     with Image.open(tmp_path / 'labels' / 'many.png') as image:
@@ -113,7 +113,7 @@ def test_more_than_256_classes(tmp_path):
 
 
 def test_the_score_decides_what_is_left():
-    picture = Picture('x.png', np.zeros((20, 20, 3), np.uint8))
+    picture = Picture('x.png', 'x.png', np.zeros((20, 20, 3), np.uint8))
     boxes = np.array([[0, 0, 5, 5], [5, 5, 9, 9.0]])
     found = Detections(picture, LEGEND, boxes, np.array([0.9, 0.3]), np.array([1, 2]))
     assert found.above(0.3).boxes.shape == (2, 4)

@@ -27,12 +27,28 @@ def test_what_is_found(pictures, tmp_path):
 
     assert names(folder) == ['a.png', 'b.PNG', 'deep/a.png']
     assert names(f'{folder}/*') == ['a.png', 'b.PNG', 'clip.mp4']
-    assert names(str(folder / '**' / '*.png')) == ['a.png', 'a_2.png']
+    assert names(str(folder / '**' / '*.png')) == ['a.png', 'deep/a.png']
     assert names(video, pictures[0], folder / 'notes.txt') == ['clip.mp4', '000.png', 'notes.txt']
     array = np.zeros((4, 6, 3), np.uint8)
     assert [s.name for s in find_sources(array)] == ['array']
     assert names(array, array) == ['array', 'array_2']
     assert [s.name for s in find_sources(str(pictures[1]))] == ['001.png']
+
+
+def test_names_lead_back_to_the_pictures(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('x/a.png', 'x/a.jpg', 'y/a.png'):
+        Path(name).parent.mkdir(exist_ok=True)
+        shutil.copy(pictures[0], name)
+
+    def names(*inputs):
+        return [(s.file_name, s.name) for s in find_sources(list(inputs))]
+
+    assert names('x') == [('a.jpg', 'a.jpg'), ('a.png', 'a_2.png')]
+    assert names('*/*') == [
+        ('x/a.jpg', 'x/a.jpg'), ('x/a.png', 'x/a_2.png'), ('y/a.png', 'y/a.png')
+    ]  # fmt: skip
+    assert names('x/a.png', 'y/a.png') == [('x/a.png', 'a.png'), ('y/a.png', 'a_2.png')]
 
 
 @pytest.mark.parametrize(
@@ -74,5 +90,14 @@ def test_what_is_read(pictures, tmp_path, capfd):
     assert [f.name for f in frames] == [f'clip/{i:06d}.png' for i in range(4)]
     assert frames[0].video.fps == 8 and [f.frame for f in frames] == [0, 1, 2, 3]
     assert sources.count(found[:4]) == 4 and sources.count(found[5:]) == 4
+    cut = tmp_path / 'cut.avi'
+    writer = cv2.VideoWriter(str(cut), cv2.VideoWriter.fourcc(*'MJPG'), 8, (160, 120))
+    for _ in range(20):
+        writer.write(np.random.randint(0, 256, (120, 160, 3), np.uint8))
+    writer.release()
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    *frames, last = sources.read(*find_sources(cut))
+    assert 2 < len(frames) < 18
+    assert last.why == f'it ends after {len(frames)} of 20 frames'
     # libpng has a way of its own to say that a file is too short
     assert 'WARN' not in capfd.readouterr().err

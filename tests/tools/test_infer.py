@@ -62,7 +62,7 @@ def test_command_line_without_a_display(place, tmp_path):
     command += ['photos', 'broken.jpg', 'clip.mp4', '--out-dir', str(tmp_path), '--device', 'cpu']
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
-    message = r'7 pictures done; 1 could not be read: broken.jpg \(it is damaged.*\)\nresults: '
+    message = r'7 pictures done; 1 skipped: broken.jpg \(it is damaged.*\)\nresults: '
     assert re.search(message, done.stdout)
     assert 'skipped broken.jpg: it is damaged' in done.stderr
     assert re.search(r'detection .* 8/8', done.stderr)  # the progress bar
@@ -108,7 +108,10 @@ def test_default_folder_and_classifier(infer, place):
         ([DETECTOR, 'detection.pth'], 'nothing to look at'),
         ([DETECTOR], 'the following arguments are required: INPUT'),
         ([DETECTOR, 'broken.jpg', 'photos'], 'cannot read the checkpoint: .*broken.jpg'),
-        ([DETECTOR, 'classification.pth', 'photos'], r'does not fit the model: it does not fill \d+ of'),
+        (
+            [DETECTOR, 'classification.pth', 'photos'],
+            r'does not fit the model: it does not fill \d+ of',
+        ),
         ([DETECTOR, 'detection.pth', 'photos', '--tta'], 'mmdet cannot average masks'),
         ([DETECTOR, 'detection.pth', 'photos', '--device', 'gpu9'], "there is no device 'gpu9'"),
         ([DETECTOR, 'detection.pth', 'photos', '--batch-size', '0'], 'must be at least 1'),

@@ -160,7 +160,7 @@ def test_old_gradio(monkeypatch):
 
 
 def test_results_are_described():
-    picture, legend = Picture('x.png', np.zeros((2, 5, 3), np.uint8)), Legend(('a', 'b'))
+    picture, legend = Picture('x.png', 'x.png', np.zeros((2, 5, 3), np.uint8)), Legend(('a', 'b'))
     boxes, scores = np.zeros((3, 4)), np.full(3, 0.5)
     found = Detections(picture, legend, boxes, scores, np.array([1, 0, 1]))
     assert web.describe(found) == '**3 found:** b (2), a (1)'

@@ -4,11 +4,13 @@ Not needed for loading: official files load as they are. Optimiser state and oth
 out; the weights are bit-identical.
 """
 
+from collections.abc import Sequence
+
 from mmffnet_cli import Parser
 
 
-def main() -> None:
-    parser = Parser(description=__doc__)
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    parser = Parser(prog=prog, description=__doc__)
     parser.add_argument('source', help='a file, an URL or a short name (mmffnet://ffnet2)')
     parser.add_argument('target', help='the file to write')
     parser.add_argument(
@@ -16,7 +18,7 @@ def main() -> None:
     )
     parser.add_argument('--use-ema', action='store_true', help='take the averaged weights')
     parser.add_argument('--force', action='store_true', help='replace TARGET if it exists')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     from mmffnet.checkpoint import convert_file
 
