@@ -45,6 +45,7 @@ EXTRAS['web'] = ['gradio']
 EXTRAS['dev'] = [
     'hypothesis',
     'ipykernel',
+    'lmdb',
     'model-index',
     'mypy',
     'nbclient',

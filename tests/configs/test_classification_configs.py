@@ -7,12 +7,20 @@ import shutil
 from functools import cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    MODELS,
+    PARAM_SCHEDULERS,
+    TRANSFORMS,
+    DefaultScope,
+)
 from torch import nn
 
 import mmffnet
@@ -354,3 +362,25 @@ def test_timm_as_documented(capsys):
     pytest.importorskip('timm')
     exec(block('timm'), {})  # noqa: S102 - our own documentation
     assert capsys.readouterr().out == '[88, 176, 352, 704]\n'
+
+
+def test_lmdb_as_documented(tmp_path, monkeypatch):
+    pytest.importorskip('lmdb')
+    monkeypatch.chdir(tmp_path)
+    folder = Path('data/imagenet/train/n01440764')
+    folder.mkdir(parents=True)
+    Path('data/imagenet/meta').mkdir()
+    pixels = np.random.randint(0, 256, (40, 50, 3), np.uint8)
+    cv2.imwrite(str(folder / 'a.JPEG'), pixels)
+    Path('data/imagenet/meta/train.txt').write_text('n01440764/a.JPEG 0\n')
+    monkeypatch.setattr('sys.argv', ['script', 'data/imagenet/train', 'imagenet.lmdb'])
+    exec(block('lmdb'), {})  # noqa: S102 - our own documentation
+    shutil.rmtree(folder)
+    backend = 'train_dataloader.dataset.pipeline.0.backend_args'
+    options = [f'{backend}.backend=lmdb', f'{backend}.db_path=imagenet.lmdb']
+    cfg = runner.read_config('classification/ffnet2_in1k.py', options)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    (sample,) = dataset
+    assert sample['inputs'].shape == (3, 256, 256)
+    assert sample['data_samples'].gt_label.tolist() == [0]

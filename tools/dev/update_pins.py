@@ -24,7 +24,12 @@ HEADER = """\
 """
 # Wanted by name by mmengine and mmcv-lite; opencv-python-headless stands in for it.
 REPLACED = {'opencv-python'}
-LINUX_ONLY = ('nvidia-', 'cuda-', 'triton')
+# Where there are wheels of what not every system has, by the beginning of names.
+MARKERS = {
+    ('nvidia-', 'cuda-', 'triton'): 'sys_platform == "linux"',
+    ('coremltools',): '(sys_platform == "darwin" or platform_machine == "x86_64")',
+    ('openvino',): 'platform_machine != "aarch64"',
+}
 
 
 def normalise(name: str) -> str:
@@ -74,9 +79,9 @@ def render(first: str, pinned: dict[str, str], others: list[tuple[str, dict[str,
             ours, theirs = ('<', '>=') if newer[0] else ('>', '<=')
             rows = [(pinned.get(name), f'python_version {ours} "{limit}"')]
             rows += [(differing[limit], f'python_version {theirs} "{limit}"')]
-        linux = 'sys_platform == "linux"' if name.startswith(LINUX_ONLY) else ''
+        where = next((text for names, text in MARKERS.items() if name.startswith(names)), '')
         for pin, marker in rows:
-            condition = ' and '.join(filter(None, (marker, linux)))
+            condition = ' and '.join(filter(None, (marker, where)))
             if pin is not None:
                 lines.append(f'{name}=={pin}' + (f' ; {condition}' if condition else ''))
     return HEADER + '\n'.join(lines) + '\n'
