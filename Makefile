@@ -1,6 +1,7 @@
 # make test | demo | demo-seg | demo-cls | lint. The first call makes .venv; `PYTHON=python3.11` chooses from what.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 READY := $(VENV)/.ready
@@ -8,7 +9,7 @@ READY := $(VENV)/.ready
 .PHONY: test demo demo-seg demo-cls lint
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 demo: $(READY)
 	$(VENV)/bin/python tools/demo.py detection $(DEMO_ARGS)

@@ -1,6 +1,8 @@
 """Testing a segmentor: what is kept, painted and printed."""
 
+import copy
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from matplotlib.colors import to_rgb
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
+from mmffnet.datasets import CLASSES as CLASSES_OF_SHAPES
+from mmffnet.datasets import ensure_shapes
 from mmffnet.engine import runner as tools
 from mmffnet.engine.pictures import draw_segmentation
 
@@ -118,3 +122,53 @@ def test_what_the_tool_leaves(segmentor, tmp_path, tta):
         assert image.size[0] > 1000
     (log,) = (tmp_path / 'work').rglob('*.log')
     assert re.search(r'\| +wall +\| +[\d.]+ +\|', log.read_text())  # the table of all classes
+
+
+def test_a_submission_needs_no_labels(segmentor, tmp_path):
+    cfg, checkpoint = segmentor, tmp_path / 'x.pth'
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), checkpoint)
+    shutil.rmtree(tmp_path / 'labels')
+    (tmp_path / 'images' / 'deep').mkdir()
+    (tmp_path / 'images' / '1.jpg').rename(tmp_path / 'images' / 'deep' / '1.jpg')
+    kept, shown = tmp_path / 'kept', tmp_path / 'shown'
+    with pytest.raises(tools.UsageError, match='lacks labels'):
+        tools.test_config(copy.deepcopy(cfg), str(checkpoint), out=str(kept))
+    cfg.test_evaluator.format_only = True
+    tools.test_config(cfg, str(checkpoint), out=str(kept), show_dir=str(shown))
+    tools.run(tools.build_runner(cfg), 'test')
+    for name, size in (('0.png', (60, 40)), ('1.png', (32, 33))):
+        with Image.open(kept / name) as image:
+            assert image.size == size
+    assert sorted(path.relative_to(shown).as_posix() for path in shown.rglob('*.png')) == [
+        '0.png', 'deep/1.png',
+    ]  # fmt: skip
+
+
+def test_pictures_of_one_name_in_the_folders_of_classes(tmp_path):
+    pytest.importorskip('mmpretrain')
+    ensure_shapes(tmp_path / 'data', 'folder', train=5, val=5, size=40)
+    for picture in sorted((tmp_path / 'data' / 'val').glob('*/*')):
+        picture.rename(picture.with_name('same.png'))
+    cfg = tools.read_config('classification/ffnet_nano_shapes.py', [], str(tmp_path / 'work'))
+    cfg.test_dataloader = dict(
+        batch_size=2,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dict(
+            type='CustomDataset',
+            data_root=str(tmp_path / 'data'),
+            data_prefix='val',
+            pipeline=cfg.test_dataloader.dataset.pipeline,
+        ),
+    )
+    cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    cfg.experiment_name = tmp_path.name
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        torch.save(MODELS.build(cfg.model).state_dict(), tmp_path / 'x.pth')
+    shown = tmp_path / 'shown'
+    tools.test_config(cfg, str(tmp_path / 'x.pth'), show_dir=str(shown))
+    tools.run(tools.build_runner(cfg), 'test')
+    names = [f'{name}_same.png_0.png' for name in CLASSES_OF_SHAPES]
+    assert sorted(path.name for path in shown.iterdir()) == sorted(names)
