@@ -130,6 +130,15 @@ def test_two_processes_train_as_one_does(toy, tmp_path):
     largest = max(float((one[name] - two[name]).abs().max()) for name in one)
     assert largest < 1e-5
 
+    # and two processes test as one does
+    checkpoint = toy.find_checkpoint(tmp_path / 'two')
+    process = launch(toy.TOOLS / 'dist_test.sh', config, checkpoint, 2, folder=tmp_path)
+    together = process.communicate()[0]
+    assert process.returncode == 0, together[-4000:]
+    status, alone = tool(toy, tmp_path, 'test.py', config, checkpoint)
+    assert status == 0, alone
+    assert mean_score(together) == mean_score(alone) != []
+
 
 def test_two_processes_stop_together(toy, tmp_path):
     options = {
