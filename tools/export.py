@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument(
         '--int8', metavar='FOLDER', help='quantise, calibrated on the pictures in a folder'
     )
+    parser.add_argument(
+        '--pictures', metavar='FOLDER', help='compare on these, in place of synthetic pictures'
+    )
     parser.add_argument('--force', action='store_true', help='replace files that exist')
     parser.add_cfg_options()
     args = parser.parse_args(argv)
@@ -49,6 +52,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             batch=args.batch,
             size=args.size,
             calibration=args.int8,
+            pictures=args.pictures,
             force=args.force,
         )
     except (ImportError, ValueError, OSError, RuntimeError) as error:

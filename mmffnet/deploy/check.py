@@ -1,7 +1,8 @@
 """What the original model makes of pictures, and how far an exported one is from it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ TOLERANCES = {
 #: How far counterparts may be from one another: scores, corners in pixels, share of mask pixels
 COUNTERPART = dict(scores=1e-3, boxes=0.1, masks=0.01)
 
+#: Endings of the pictures that are read
+_PICTURES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
+
 
 def draw_pictures(number: int, height: int, width: int) -> np.ndarray:
     """Synthetic scenes as an exported model takes them: (N, 3, H, W) float32, R, G, B, 0 to 255."""
@@ -31,6 +35,51 @@ def draw_pictures(number: int, height: int, width: int) -> np.ndarray:
         repeats = (-(-height // scene.shape[1]), -(-width // scene.shape[2]))
         picture[:] = np.tile(scene, (1, *repeats))[:, :height, :width]
     return pictures
+
+
+def read_pictures(
+    folder: str, resize: Sequence[dict[str, Any]], size: Sequence[int] | None, most: int
+) -> list[np.ndarray]:
+    """Reads pictures, resized as the config's test pipeline does.
+
+    Args:
+        folder (str): Where they are.
+        resize (Sequence[dict]): The steps of the pipeline that change the size.
+        size (Sequence[int], optional): Height and width that they get after that.
+        most (int): So many are taken at most, in equal steps.
+
+    Returns:
+        list[np.ndarray]: (3, H, W) float32, R, G, B, 0 to 255.
+
+    Raises:
+        ValueError: If there are none, or one cannot be read.
+    """
+    import mmcv
+    from mmcv.transforms import Compose
+
+    paths = sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() in _PICTURES)
+    if not paths:
+        raise ValueError(
+            f'pictures ({", ".join(_PICTURES)}) are needed: there are none in {folder}'
+        )
+    chosen = np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)
+    pipeline = Compose([dict(step) for step in resize])
+    pictures = []
+    for path in (paths[i] for i in chosen):
+        image = mmcv.imread(str(path))
+        if image is None:
+            raise ValueError(f'{path} cannot be read as a picture')
+        shape = image.shape[:2]
+        image = pipeline(dict(img=image, img_shape=shape, ori_shape=shape))['img']
+        if size:
+            image = mmcv.imresize(image, (size[1], size[0]))
+        pictures.append(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1), np.float32))
+    return pictures
+
+
+def in_batches(pictures: Sequence[np.ndarray], batch: int | None) -> list[np.ndarray]:
+    """Each picture as (N, 3, H, W), as often as a file of a fixed batch wants."""
+    return [np.repeat(picture[None], batch or 1, axis=0) for picture in pictures]
 
 
 @torch.inference_mode()

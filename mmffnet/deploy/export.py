@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..engine.runner import innermost_dataset
-from .check import TOLERANCES, deviations, draw_pictures, predict
+from .check import TOLERANCES, deviations, draw_pictures, in_batches, predict, read_pictures
 from .formats import MIN_SIZE, SUFFIXES, write
 from .reparameterize import load_model, refuse_existing
 from .runtimes import load_exported
@@ -26,6 +26,13 @@ from .wrap import Plain, wrap
 
 #: Steps of test pipelines that change the size of a picture
 _RESIZING = ('Resize', 'ResizeEdge', 'ResizeToMultiple', 'CenterCrop', 'Pad')
+#: What detectors can be exported to. Files of torch.export stop where a search for candidates finds
+#: fewer than two
+_FOR_DETECTORS = ('onnx', 'openvino', 'torchscript')
+#: More pictures hardly change the ranges of int8
+_MOST_CALIBRATION = 64
+#: More pictures take their time in the comparison
+_MOST_COMPARED = 8
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ def export_config(
     batch: int | None = None,
     size: Sequence[int] | None = None,
     calibration: str | None = None,
+    pictures: str | None = None,
     force: bool = False,
 ) -> Report:
     """Exports a trained model.
@@ -84,6 +92,8 @@ def export_config(
             the format allows it.
         calibration (str, optional): A folder of pictures on which int8 is calibrated. Defaults to
             None, which exports float32.
+        pictures (str, optional): A folder of pictures on which the file is compared. Defaults to
+            None: synthetic ones, or those of the calibration.
         force (bool): Replace what is there already. Defaults to False.
 
     Raises:
@@ -95,11 +105,16 @@ def export_config(
     name = Path(cfg.filename or 'model').stem
     target = Path(target or f'{name}{SUFFIXES[format]}')
     _check_target(target, format, force)
-    model, raw_meta = load_model(cfg, checkpoint)
     if format == 'coreml':
         batch, size = batch or 1, size or _natural_size(cfg)
-    info = dict(_legend(cfg, raw_meta), resize=_resizing(cfg), config=name)
-    pictures = _calibration(cfg, calibration) if calibration else None
+    # what wrap() goes by, before the weights are fetched
+    detector = not backbone and {'roi_head', 'bbox_head'} & set(cfg.get('model') or {})
+    _check_request('detection' if detector else None, format, batch, size)
+    model, raw_meta = load_model(cfg, checkpoint)
+    resize = _resizing(cfg)
+    info = dict(_legend(cfg, raw_meta), resize=resize, config=name)
+    calibrate = read_pictures(calibration, resize, size, _MOST_CALIBRATION) if calibration else None
+    compare = read_pictures(pictures, resize, size, _MOST_COMPARED) if pictures else None
     return export_model(
         model,
         target,
@@ -108,7 +123,8 @@ def export_config(
         backbone=backbone,
         batch=batch,
         size=size,
-        calibration=pictures,
+        calibration=calibrate,
+        pictures=compare,
         force=force,
     )
 
@@ -123,6 +139,7 @@ def export_model(
     batch: int | None = None,
     size: Sequence[int] | None = None,
     calibration: Sequence[np.ndarray] | None = None,
+    pictures: Sequence[np.ndarray] | None = None,
     force: bool = False,
 ) -> Report:
     """Exports a model that has been built and loaded; otherwise as :func:`export_config`.
@@ -138,10 +155,16 @@ def export_model(
         size (Sequence[int], optional): A fixed height and width. Defaults to None.
         calibration (Sequence[np.ndarray], optional): Pictures (3, H, W), R, G, B, 0 to 255, on
             which int8 is calibrated. Defaults to None, which exports float32.
+        pictures (Sequence[np.ndarray], optional): Pictures of the same form on which the file is
+            compared. Defaults to None: synthetic ones, or those of the calibration.
         force (bool): Replace what is there already. Defaults to False.
     """
     target = Path(target)
     _check_target(target, format, force)
+    if pictures is not None and format == 'coreml':
+        raise ValueError(
+            'what a file for CoreML gives for pictures is not compared: leave out --pictures'
+        )
     reference = copy.deepcopy(model).eval() if model.training else model
     module = wrap(reference, backbone)
     meta = _meta(module, format, batch, size, info or {}, int8=calibration is not None)
@@ -155,7 +178,8 @@ def export_model(
             write_int8(module, path, format, meta, calibration)
         else:
             write(module, path, format, meta)
-        found, more = _compare(reference, module, path, format, meta, calibration)
+        compared = calibration if pictures is None else pictures
+        found, more = _compare(reference, module, path, format, meta, compared)
         for file in _files(path):
             place = target.with_name(file.name)
             if place.is_dir():
@@ -206,6 +230,23 @@ def _check_target(target: Path, format: str, force: bool) -> None:
     refuse_existing(_files(target), force)
 
 
+def _check_request(
+    task: str | None, format: str, batch: int | None, size: Sequence[int] | None
+) -> None:
+    if task == 'detection' and format not in _FOR_DETECTORS:
+        raise ValueError(
+            f'detectors cannot be exported to {format}: use onnx, openvino or torchscript'
+        )
+    if format == 'coreml' and (batch != 1 or not size):
+        raise ValueError('CoreML takes one picture of one size: give its height and width (--size)')
+    if batch is not None and batch < 1:
+        raise ValueError(f'--batch must be at least 1, not {batch}')
+    if size and min(size) < 32:
+        raise ValueError(
+            f'the network takes pictures of at least 32 x 32, not {size[0]} x {size[1]}'
+        )
+
+
 def _files(path: Path) -> list[Path]:
     """What belongs to an exported file: OpenVINO's weights are beside it."""
     return [path, path.with_suffix('.bin')] if path.suffix == '.xml' else [path]
@@ -219,15 +260,8 @@ def _meta(
     info: dict[str, Any],
     int8: bool = False,
 ) -> dict[str, Any]:
+    _check_request(module.task, format, batch, size)
     height, width = size or (None, None)
-    if format == 'coreml' and (batch != 1 or not size):
-        raise ValueError('CoreML takes one picture of one size: give its height and width (--size)')
-    if format == 'coreml' and module.task == 'detection':
-        raise ValueError('detectors cannot be exported to CoreML: use onnx or openvino')
-    if batch is not None and batch < 1:
-        raise ValueError(f'--batch must be at least 1, not {batch}')
-    if size and min(size) < 32:
-        raise ValueError(f'the network takes pictures of at least 32 x 32, not {height} x {width}')
     precision = 'int8' if int8 else 'float16' if format == 'coreml' else 'float32'
     meta = dict(
         task=module.task,
@@ -264,12 +298,12 @@ def _compare(
     path: Path,
     format: str,
     meta: dict[str, Any],
-    calibration: Sequence[np.ndarray] | None,
+    pictures: Sequence[np.ndarray] | None,
 ) -> tuple[dict[str, float], list[str]]:
     """The largest deviations from the original model, and remarks.
 
     Raises:
-        RuntimeError: If one of them is over its tolerance.
+        RuntimeError: If one of them is over its tolerance, or there is nothing to compare.
     """
     if format == 'coreml':
         from .coreml import check_coreml
@@ -281,11 +315,12 @@ def _compare(
     exported = load_exported(path)
     tolerances = TOLERANCES[meta['precision']]
     worst: dict[str, float] = {}
-    seen = 0
-    for images in _check_pictures(meta, calibration):
+    seen = False
+    for images in _check_pictures(meta, pictures):
+        got = exported(images)
         expected = predict(model, module.task, images)
-        found = deviations(expected, exported(images), module.task)
-        seen += int((expected['labels'] >= 0).sum()) if module.task == 'detection' else 1
+        found = deviations(expected, got, module.task)
+        seen = seen or module.task != 'detection' or bool((expected['labels'] >= 0).any())
         for name, value in found.items():
             # NaN is beyond every tolerance, and max() would lose it
             if name in tolerances and not value <= tolerances[name]:
@@ -295,16 +330,21 @@ def _compare(
                     f'{tolerances[name]:.0e} is right); the file is removed'
                 )
             worst[name] = max(worst.get(name, 0.0), value)
-    notes = [] if seen else ['note: nothing was detected in the pictures of the comparison']
-    return worst, notes
+    if not seen:
+        raise RuntimeError(
+            f'nothing could be compared: neither the model nor the exported one detects anything '
+            f'(score above {meta["score_threshold"]:g}) in the pictures of the comparison; train '
+            f'the model, or give pictures in which it does (--pictures FOLDER); the file is removed'
+        )
+    return worst, []
 
 
 def _check_pictures(
-    meta: dict[str, Any], calibration: Sequence[np.ndarray] | None
+    meta: dict[str, Any], pictures: Sequence[np.ndarray] | None
 ) -> list[np.ndarray]:
-    """Synthetic scenes in two sizes if it is free, one of them odd; real pictures for int8."""
-    if calibration is not None:
-        return [picture[None] for picture in calibration[:8]]
+    """The given ones, or else synthetic scenes in two sizes if it is free, one of them odd."""
+    if pictures is not None:
+        return in_batches(pictures[:_MOST_COMPARED], meta['batch'])
     shapes = [(1, 224, 256), (2, 203, 161)]
     fixed = [meta[key] for key in ('batch', 'height', 'width')]
     wanted = [tuple(f or s for f, s in zip(fixed, shape, strict=True)) for shape in shapes]
@@ -342,11 +382,6 @@ def _natural_size(cfg: Config) -> tuple[int, int] | None:
         crop = step.get('crop_size')
         if step['type'] == 'CenterCrop':
             return (crop, crop) if isinstance(crop, int) else tuple(crop)
-    size = (cfg.model.get('data_preprocessor') or {}).get('size')
+    model = cfg.get('model') or {}
+    size = (model.get('data_preprocessor') or {}).get('size')
     return tuple(size) if size else None
-
-
-def _calibration(cfg: Config, folder: str) -> list[np.ndarray]:
-    from .quantize import read_pictures
-
-    return read_pictures(folder, _resizing(cfg))

@@ -107,11 +107,16 @@ class Segmentor(Plain):
         logits = F.interpolate(
             logits, x.shape[2:], mode='bilinear', align_corners=self.align_corners
         )
-        if self.divisor > 1:
-            logits = logits[..., : images.shape[2], : images.shape[3]]
         if self.head.out_channels == 1:
-            return ((logits.sigmoid() > self.head.threshold).long().squeeze(1),)
-        return (logits.argmax(dim=1),)
+            labels = (logits.sigmoid() > self.head.threshold).long().squeeze(1)
+        else:
+            labels = logits.argmax(dim=1)
+        if self.divisor > 1:
+            # torch.export makes a condition for sizes of a slice, CoreML refuses one of everything
+            for dim in (1, 2):
+                inside = torch.arange(images.shape[dim + 1], device=labels.device)
+                labels = labels.index_select(dim, inside)
+        return (labels,)
 
 
 def wrap(model: Any, backbone: bool = False) -> Plain:

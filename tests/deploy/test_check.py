@@ -1,9 +1,10 @@
 """How far results are from one another."""
 
+import cv2
 import numpy as np
 import pytest
 
-from mmffnet.deploy.check import deviations, draw_pictures
+from mmffnet.deploy.check import deviations, draw_pictures, in_batches, read_pictures
 
 
 def detections(**changes):
@@ -20,6 +21,22 @@ def test_pictures_are_drawn_in_any_size():
     assert pictures.shape == (2, 3, 70, 131) and pictures.dtype == np.float32
     assert pictures.min() >= 0 and 128 < pictures.max() <= 255
     assert (pictures[0] != pictures[1]).mean() > 0.5
+
+
+def test_pictures_are_read_and_resized(tmp_path):
+    for i in range(5):
+        cv2.imwrite(str(tmp_path / f'{i}.png'), np.full((40, 60, 3), (0, i, 200), np.uint8))
+    pictures = read_pictures(tmp_path, [], None, most=3)
+    assert [picture[1, 0, 0] for picture in pictures] == [0, 2, 4]
+    assert pictures[2].shape == (3, 40, 60) and pictures[2][:, 5, 5].tolist() == [200, 4, 0]
+    resize = [dict(type='Resize', scale=(90, 60), keep_ratio=True)]
+    assert read_pictures(tmp_path, resize, None, most=1)[0].shape == (3, 60, 90)
+    (small,) = read_pictures(tmp_path, resize, (32, 50), most=1)
+    assert small.shape == (3, 32, 50)
+    assert [images.shape for images in in_batches([small], 2)] == [(2, 3, 32, 50)]
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(ValueError, match=r'there are none in .*empty'):
+        read_pictures(tmp_path / 'empty', [], None, most=1)
 
 
 def test_numbers_are_compared_with_the_largest():

@@ -1,5 +1,8 @@
 """From a config and a checkpoint to a file that computes the same."""
 
+import copy
+
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -8,9 +11,10 @@ from mmengine.config import Config
 import mmffnet
 from mmffnet.datasets import CLASSES
 from mmffnet.deploy import export
-from mmffnet.deploy.check import draw_pictures, predict
+from mmffnet.deploy.check import deviations, draw_pictures, predict
 from mmffnet.deploy.coreml import check_coreml
 from mmffnet.deploy.export import export_config, export_model, export_module
+from mmffnet.deploy.formats import write
 from mmffnet.deploy.runtimes import load_exported
 from mmffnet.deploy.wrap import wrap
 
@@ -81,10 +85,51 @@ def test_coreml(tiny_model, tmp_path):
         check_coreml(other, report.path, report.meta)
     with pytest.raises(ValueError, match='give its height and width'):
         export_model(model, tmp_path / 'b.mlpackage', 'coreml')
-    with pytest.raises(ValueError, match='detectors cannot be exported to CoreML'):
-        export_model(
-            tiny_model('retinanet'), tmp_path / 'b.mlpackage', 'coreml', batch=1, size=(64, 64)
+    with pytest.raises(ValueError, match='leave out --pictures'):
+        export_model(model, tmp_path / 'b.mlpackage', 'coreml', pictures=draw_pictures(1, 64, 64))
+
+
+@pytest.mark.parametrize(('format', 'file'), [('coreml', 'a.mlpackage'), ('torch-export', 'a.pt2')])
+def test_formats_that_are_not_for_detectors(tiny_model, tmp_path, format, file):
+    with pytest.raises(ValueError, match=f'{format}: use onnx, openvino or torchscript'):
+        export_model(tiny_model('retinanet'), tmp_path / file, format)
+
+
+@pytest.mark.parametrize('name', ['semfpn', 'upernet'])
+def test_padded_segmentors(tiny_config, tiny_model, checkpoint, tmp_path, name):
+    """Whether a size needs padding or not."""
+    cfg, model = tiny_config(name), tiny_model(name)
+    assert cfg.model.data_preprocessor.test_cfg.size_divisor == 32
+    weights = checkpoint(name)
+    for size in (None, (128, 160), (70, 90)):
+        report = export_config(
+            cfg, weights, 'coreml', tmp_path / 'a.mlpackage', size=size, force=True
         )
+        height, width = size or (96, 96)
+        assert (report.meta['height'], report.meta['width']) == (height, width)
+        assert 0 < report.deviations['weights'] < 2e-3
+    report = export_config(cfg, weights, 'torch-export', tmp_path / 'a.pt2')
+    loaded = load_exported(report.path, threads=1)
+    for shape in ((1, 96, 96), (2, 64, 160), (3, 97, 130), (1, 33, 40)):
+        images = draw_pictures(*shape)
+        expected = predict(model, 'segmentation', images)['labels']
+        found = loaded(images)['labels']
+        assert found.shape == expected.shape and len(np.unique(expected)) > 1
+        assert (found != expected).mean() < 1e-3
+
+
+@pytest.mark.parametrize('few', [0, 1])
+def test_few_candidates_in_onnx(tiny_model, tmp_path, few):
+    """torch.export, which this format is made with, expects two."""
+    images = draw_pictures(1, 96, 128)
+    model = tiny_model('retinanet')
+    scores = np.sort(predict(model, 'detection', images)['scores'][0])[::-1]
+    threshold = float(scores[:2].mean()) if few else 0.9999
+    model = tiny_model('retinanet', test_cfg=dict(score_thr=threshold))
+    found = load_exported(export_module(model, tmp_path / 'a.onnx', images.shape))(images)
+    assert (found['labels'] >= 0).sum() == few
+    expected = predict(model, 'detection', images)
+    assert deviations(expected, found, 'detection')['detections'] == 0
 
 
 def test_what_the_config_and_the_checkpoint_say(tiny_config, checkpoint, tmp_path):
@@ -112,10 +157,23 @@ def test_a_file_that_deviates_is_removed(tiny_model, tmp_path, monkeypatch):
         module.backbone.stem.conv2.weight.data[0] += 1e-2
         write(module, path, format, meta)
 
-    write = export.write
     monkeypatch.setattr(export, 'write', spoil)
     with pytest.raises(RuntimeError, match=r'features deviate by .* the file is removed'):
         export_model(model, tmp_path / 'a.torchscript', 'torchscript', backbone=True)
+    assert not list(tmp_path.iterdir())
+
+
+def write_random(module, path, format, meta):
+    for parameter in module.parameters():
+        parameter.data.normal_()
+    write(module, path, format, meta)
+
+
+@pytest.mark.parametrize('name', ['classifier', 'semfpn', 'retinanet', 'maskrcnn'])
+def test_a_file_of_random_parameters_is_refused(tiny_model, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(export, 'write', write_random)
+    with pytest.raises(RuntimeError, match='the exported model computes something else'):
+        export_model(tiny_model(name), tmp_path / 'a.torchscript', 'torchscript', size=(64, 96))
     assert not list(tmp_path.iterdir())
 
 
@@ -146,10 +204,29 @@ def test_existing_files(tiny_model, tmp_path):
         export_model(model, path, 'torch-export')
 
 
-def test_nothing_is_detected(tiny_model, tmp_path):
-    model = tiny_model('retinanet', test_cfg=dict(score_thr=0.9999))
-    report = export_model(model, tmp_path / 'a.torchscript', 'torchscript', size=(64, 64))
-    assert 'nothing was detected in the pictures of the comparison' in str(report)
+def test_detectors_that_find_nothing(tiny_config, tiny_model, checkpoint, tmp_path, monkeypatch):
+    """Nothing is not taken for the same: the file is compared where something is found."""
+    scenes = draw_pictures(12, 64, 64)  # the first is the one of the comparison
+    best = predict(tiny_model('retinanet'), 'detection', scenes)['scores'].max(axis=1)
+    own = best.argmax()
+    assert best[own] > best[0] + 0.01
+    cv2.imwrite(str(tmp_path / 'own.png'), scenes[own, ::-1].transpose(1, 2, 0))
+    cfg = copy.deepcopy(tiny_config('retinanet'))
+    cfg.model.test_cfg.score_thr = float(best[0] + best[own]) / 2
+    target = tmp_path / 'out' / 'a.torchscript'
+
+    def export_own(**options):
+        weights = checkpoint('retinanet')
+        return export_config(cfg, weights, 'torchscript', target, batch=1, size=(64, 64), **options)
+
+    with pytest.raises(RuntimeError, match=r'nothing could be compared: .*--pictures FOLDER'):
+        export_own()
+    assert not list(target.parent.iterdir())
+    report = export_own(pictures=str(tmp_path))
+    assert report.deviations['detections'] == 0
+    monkeypatch.setattr(export, 'write', write_random)
+    with pytest.raises(RuntimeError, match=r'detections deviate by 1\.0e\+00'):
+        export_own(pictures=str(tmp_path), force=True)
 
 
 def test_sliding_windows_are_named(tiny_model, tmp_path):

@@ -50,6 +50,7 @@ def test_a_file_is_written_and_described(checkpoint, tmp_path, monkeypatch, caps
         (['--format', 'torchscript', '--size', '16', '16'], 'at least 32 x 32, not 16 x 16'),
         (['--format', 'torchscript', '--batch', '0'], '--batch must be at least 1'),
         (['--format', 'onnx', '--int8', 'nowhere'], 'there are none in nowhere'),
+        (['--format', 'onnx', '--pictures', 'nowhere'], 'there are none in nowhere'),
     ],
 )
 def test_mistakes(checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
@@ -60,6 +61,15 @@ def test_mistakes(checkpoint, tmp_path, monkeypatch, capsys, arguments, message)
     assert stop.value.code == 2
     assert message in error and error.count('\n') == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('format', ['coreml', 'torch-export'])
+def test_formats_for_detectors_are_named_at_once(tmp_path, monkeypatch, capsys, format):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, 'detection/retinanet_nano_shapes.py', 'missing.pth', '--format', format)
+    message = f'detectors cannot be exported to {format}: use onnx, openvino or torchscript'
+    assert message in capsys.readouterr().err
 
 
 def test_names_that_do_not_exist(tmp_path, monkeypatch, capsys):
