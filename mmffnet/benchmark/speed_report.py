@@ -112,10 +112,13 @@ def plot(measurements: Sequence[Measurement], batch: int, path: Path, title: str
     axes = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
     for axis in axes[len(forms) :]:
         axis.remove()
+    most = max(1e3 * spread(m.seconds).median / batch for m in known)
     for form, axis in zip(forms, axes, strict=False):
         points = [m for m in known if m.form == form]
-        _draw([m for m in points if not m.network.ours], batch, axis, color='#34495e', fmt='s')
-        _draw([m for m in points if m.network.ours], batch, axis, color='#c0392b', fmt='o-')
+        _draw(
+            [m for m in points if not m.network.ours], batch, axis, most, color='#34495e', fmt='s'
+        )
+        _draw([m for m in points if m.network.ours], batch, axis, most, color='#c0392b', fmt='o-')
         axis.set_title(str(form), fontsize=10)
         axis.set_xscale('log')
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -131,16 +134,17 @@ def plot(measurements: Sequence[Measurement], batch: int, path: Path, title: str
     return True
 
 
-def _draw(points: Sequence[Measurement], batch: int, axis: Any, **style: Any) -> None:
+def _draw(points: Sequence[Measurement], batch: int, axis: Any, most: float, **style: Any) -> None:
     spreads = [spread([1e3 * s / batch for s in m.seconds]) for m in points]
     x, y = [s.median for s in spreads], [m.network.accuracy for m in points]
     error = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
     axis.errorbar(x, y, xerr=error, markersize=5, elinewidth=1, linewidth=1.2, **style)
     for m, here, top1 in zip(points, x, y, strict=True):
+        # ours beside the line between them; those at the right edge have no room beyond it
+        left = m.network.ours or here > 0.85 * most
+        place = (-6, 5) if m.network.ours else (-5 if left else 5, -11)
         label = dict(textcoords='offset points', fontsize=8, color=style['color'])
-        right = here > 0.5 * max(x)  # there is no room beyond the last ones
-        label.update(ha='right' if right else 'left')
-        axis.annotate(m.network.name, (here, top1), (-4 if right else 4, -10), **label)
+        axis.annotate(m.network.name, (here, top1), place, ha='right' if left else 'left', **label)
 
 
 def _at_its_size(measurement: Measurement) -> bool:

@@ -21,6 +21,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import nn
 
 from ..checkpoint import whole_file
 
@@ -149,6 +150,8 @@ class SafeCheckpointHook(CheckpointHook):
         raise SystemExit(status)
 
     def _save(self, runner: Runner, filename: str, meta: dict, by_epoch: bool) -> None:
+        if isinstance(runner, Runner):  # FlexibleRunner's strategies may have a share each
+            _refuse_spoiled(runner.model, meta['iter'])
         self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         self._place = self._place or dict(meta)
@@ -301,3 +304,14 @@ def _find_damage(path: Path) -> str | None:
     except Exception as error:  # damage can look like anything
         return f'is incomplete or damaged ({error})'
     return f'is damaged (in its part {bad})' if bad else None
+
+
+def _refuse_spoiled(model: nn.Module, iteration: int) -> None:
+    """A gradient that is no number would be in every file from now on."""
+    spoiled = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
+    if spoiled:
+        raise FloatingPointError(
+            f'after iteration {iteration} {len(spoiled)} parameters are not finite '
+            f'({", ".join(spoiled[:3])}{", ..." if spoiled[3:] else ""}): no checkpoint '
+            'is written. A lower learning rate or clipped gradients may help'
+        )

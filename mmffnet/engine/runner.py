@@ -7,6 +7,7 @@ One pair of tools serves mmdet, mmseg and mmpretrain configs; where the three di
 import argparse
 import gc
 import logging
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -353,6 +354,8 @@ def _distribute_on_cpu(cfg: Config) -> None:
     )
     cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
     if not torch.distributed.is_initialized():
+        if 'RANK' not in os.environ:
+            raise UsageError('--launcher pytorch is for torchrun: call tools/dist_train.sh')
         torch.distributed.init_process_group('gloo')
 
 

@@ -112,8 +112,22 @@ def test_loss_that_is_no_number(toy, tmp_path):
     assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_1.pth']
 
 
+def test_weights_that_are_no_numbers_are_not_kept(toy, tmp_path):
+    """Spoiled by the last step of an epoch, whose loss was still a number."""
+    hook = toy.At('after_train_iter', 5, toy.spoil_weight)
+    child = toy.Child(tmp_path / 'log', toy.toy_config(tmp_path), None, hook)
+    assert child.wait() == 1
+    assert 'after iteration 6 1 parameters are not finite (head.1.bias)' in child.text
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_1.pth']
+
+
 def test_gradient_scaler_may_skip_some_steps(toy, tmp_path):
-    cfg = toy.toy_config(tmp_path, **{'optim_wrapper.type': 'ScaledOptimWrapper'})
+    options = {
+        'optim_wrapper.type': 'ScaledOptimWrapper',
+        'default_hooks.checkpoint.interval': 1000,  # weights like these are not written
+        'default_hooks.checkpoint.save_best': None,
+    }
+    cfg = toy.toy_config(tmp_path, **options)
     cfg.custom_hooks = [dict(type='FiniteLossHook', patience=3)]
     hook = toy.At('before_train_iter', 4, toy.spoil_weight)
     child = toy.Child(tmp_path / 'log', cfg, None, hook)
