@@ -1,11 +1,13 @@
 """Data that are missing, empty or broken: said early, by name, and never waited for."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmengine import fileio
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from torch.utils.data import DataLoader
@@ -134,8 +136,26 @@ def _build_dataloader(build: Callable, dataloader: Any, *args: Any, **kwargs: An
         raise
     if isinstance(loader.dataset, Sized) and not len(loader.dataset):
         raise _no_samples(dataloader)
+    _check_classes(loader.dataset)
     name_bad_samples(loader.dataset)
     return loader
+
+
+def _check_classes(dataset: Any) -> None:
+    """Refuses classes that a COCO file lacks: mmdet would number the others without them."""
+    for inner in [*getattr(dataset, 'datasets', ()), getattr(dataset, 'dataset', None)]:
+        if inner is not None:
+            _check_classes(inner)
+    categories = getattr(dataset, 'cat_ids', None)
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    if isinstance(categories, list) and classes and len(categories) < len(classes):
+        there = {one['name'] for one in json.loads(fileio.get_text(dataset.ann_file))['categories']}
+        lacking = [name for name in classes if name not in there]
+        raise ValueError(
+            f'{dataset.ann_file} has {len(categories)} of the {len(classes)} classes of the data '
+            f'set; {", ".join(lacking[:5])} is not among its categories, and the labels of others '
+            'would be wrong: name in metainfo.classes what the file has'
+        )
 
 
 def _no_samples(dataloader: Any) -> ValueError:

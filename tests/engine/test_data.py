@@ -134,6 +134,13 @@ def test_bad_picture_is_named(coco, content, workers, reason):
         assert len(load(ignore_empty=True)) == 4
 
 
+def test_class_that_the_file_lacks_is_named(coco):
+    """mmdet would give its number to the next class."""
+    _, load = coco
+    with pytest.raises(ValueError, match=r'instances_train\.json has 4 of the 5 .*; Disc is not'):
+        load(classes=['box', 'Disc', 'ring', 'star', 'triangle'])
+
+
 def test_useless_annotations_are_skipped(coco):
     change, load = coco
     whole = load()
