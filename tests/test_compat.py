@@ -68,8 +68,8 @@ def test_mmcv_ops_asked_for_before_mmffnet_is_imported():
     names = 'mmdet', 'mmseg', 'mmpretrain'
     report = (
         'import json, sys; import mmffnet.environment\n'
-        'packages = mmffnet.environment.environment()["packages"]\n'
-        f'assert not {{*{names}}} & {{*sys.modules}}; print(json.dumps(packages))'
+        f'assert not {{*{names}}} & {{*sys.modules}}\n'
+        'print(json.dumps(mmffnet.environment.environment()["packages"]))'
     )
     result = python(first + USE_OPS + report)
     assert result.returncode == 0, result.stderr
