@@ -61,20 +61,24 @@ def check_odd(name: str, value: Any) -> None:
         raise ValueError(f'{name} must be a positive odd integer, got {value!r}')
 
 
+def find_registered(kind: Any) -> Any:
+    """Returns what a config's ``type`` stands for, None if it is not registered."""
+    if not isinstance(kind, str):
+        return kind
+    # the default scope's registry first: modules may be registered in mmdet's, say
+    with MODELS.switch_scope_and_registry(None) as registry:
+        return registry.get(kind)
+
+
 def check_layer_cfg(name: str, cfg: Any) -> None:
     """Demands the config of a registered layer that takes maps, or None."""
     if cfg is None:
         return
     if not isinstance(cfg, dict) or 'type' not in cfg:
         raise ValueError(f"{name} must be a dict with a type, such as dict(type='BN'); got {cfg!r}")
-    layer = cfg['type']
-    if isinstance(layer, str):
-        with MODELS.switch_scope_and_registry(None) as registry:
-            layer = registry.get(layer)
-        if layer is None:
-            raise ValueError(
-                f'{name}: no layer of the type {cfg["type"]!r} is registered in MODELS'
-            )
+    layer = find_registered(cfg['type'])
+    if layer is None:
+        raise ValueError(f'{name}: no layer of the type {cfg["type"]!r} is registered in MODELS')
     if layer is nn.LayerNorm:
         raise ValueError(
             f'{name}: {cfg["type"]!r} is over the last dimension, which is none of the channels of '

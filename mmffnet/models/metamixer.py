@@ -14,7 +14,6 @@ from mmcv.cnn import build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule, ModuleList, Sequential
 from mmengine.model.weight_init import update_init_info
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -25,6 +24,7 @@ from .arch import (
     check_fraction,
     check_init_cfg,
     check_layer_cfg,
+    find_registered,
     resolve_arch,
     resolve_mixers,
     resolve_out_indices,
@@ -109,18 +109,14 @@ def build_mixer(cfg: dict, channels: int, **defaults: Any) -> nn.Module:
         **defaults: Arguments of the whole network; a mixer gets those that its signature names.
     """
     kwargs = dict(cfg)
-    mixer = kwargs.pop('type')
-    if isinstance(mixer, str):
-        # the default scope's registry first: mixers may be registered in mmdet's, say
-        with MODELS.switch_scope_and_registry(None) as registry:
-            cls = registry.get(mixer)
-        if cls is None:
-            raise ValueError(
-                f'mixer {mixer!r} is not registered in MODELS: import the module that registers '
-                f"it (custom_imports), or name its registry ('mmdet.{mixer}'), or use one of "
-                f'mmffnet.models.mixers'
-            )
-        mixer = cls
+    kind = kwargs.pop('type')
+    mixer = find_registered(kind)
+    if mixer is None:
+        raise ValueError(
+            f'mixer {kind!r} is not registered in MODELS: import the module that registers '
+            f"it (custom_imports), or name its registry ('mmdet.{kind}'), or use one of "
+            f'mmffnet.models.mixers'
+        )
     wanted = inspect.signature(mixer).parameters
     kwargs = {**{k: v for k, v in defaults.items() if k in wanted}, **kwargs}
     try:
