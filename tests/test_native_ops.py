@@ -5,6 +5,7 @@ with the full mmcv, each result is compared with that of its compiled operators 
 """
 
 import importlib
+import math
 import sys
 
 import numpy as np
@@ -269,6 +270,39 @@ def test_roi_align_of_channels_last_and_of_no_rois():
     nothing = output_and_gradients(lambda x: ops.roi_align(x, ROIS[:0], 3), image)
     assert nothing[0].shape == (0, 4, 3, 3)
     assert not nothing[1].any()
+
+
+def test_roi_align_of_broken_rois():
+    image = torch.randn(2, 4, 8, 8)
+    rois = torch.tensor([[0, math.nan, 1, 5, 5], [0, 1, 1, math.inf, 5], [0, 6, 6, 1, 1]])
+    for ratio in (0, 2):
+        pixels = torch.ones(2, 4, 8, 8)
+        bins = torch.ones(3, 4, 3, 3)
+        native_ops.roi_align_backward(
+            bins, rois, bins, bins, pixels, 3, 3, 1.0, ratio, pool_mode=1, aligned=True
+        )
+        assert torch.isfinite(pixels).all()
+        assert ratio or not pixels.any()
+    rois = torch.tensor([[2.0, 1, 1, 5, 5]])  # there is no third picture
+    with pytest.raises(RuntimeError, match='size is inconsistent with indices'):
+        native_ops.roi_align_backward(
+            bins, rois, bins, bins, image, 3, 3, 1.0, 2, pool_mode=1, aligned=True
+        )
+
+
+def test_many_rois_are_taken_some_at_a_time():
+    image = torch.randn(2, 4, 8, 8)
+    rois = ROIS.repeat(150, 1)
+    output, gradient = output_and_gradients(lambda x: ops.roi_align(x, rois, 3), image)
+    some = ops.roi_align(image, ROIS, 3)
+    torch.testing.assert_close(output, some.repeat(150, 1, 1, 1), rtol=0, atol=0)
+    exact = torch.zeros_like(image)
+    weights = torch.linspace(-1, 1, output.numel()).view_as(output).split(len(ROIS))
+    for weight in weights:
+        leaf = image.clone().requires_grad_()
+        (ops.roi_align(leaf, ROIS, 3) * weight).sum().backward()
+        exact += leaf.grad
+    torch.testing.assert_close(gradient, exact, rtol=1e-3, atol=1e-3)
 
 
 def test_max_pooling_is_refused_by_name():
