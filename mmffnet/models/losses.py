@@ -1,7 +1,6 @@
 """A loss for segmentation with few pixels of some classes."""
 
 import torch
-import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -39,10 +38,13 @@ class ClassDiceLoss(nn.Module):
             ignore_index (int): The label of pixels that count for nothing. Defaults to 255.
         """
         known = target != ignore_index
-        mask = (known if weight is None else known * weight)[:, None]
+        labels = torch.where(known, target, 0)
         probability = pred.softmax(1)
-        truth = F.one_hot(torch.where(known, target, 0), pred.shape[1]).permute(0, 3, 1, 2)
-        overlap = (probability * truth * mask).sum((0, 2, 3))
-        sizes = ((probability.square() + truth) * mask).sum((0, 2, 3))
+        mask = (known if weight is None else known * weight).to(probability.dtype)
+        right = probability.gather(1, labels[:, None])[:, 0] * mask
+        nothing = probability.new_zeros(pred.shape[1])
+        overlap = nothing.index_add(0, labels.flatten(), right.flatten())
+        truth = nothing.index_add(0, labels.flatten(), mask.flatten())
+        sizes = (probability.square() * mask[:, None]).sum((0, 2, 3)) + truth
         dice = (2 * overlap + self.smooth) / (sizes + self.smooth)
         return self.loss_weight * (1 - dice).mean()
