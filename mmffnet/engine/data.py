@@ -19,6 +19,12 @@ _FETCHED = {
     'ADE20KDataset': ('ade', 'ade20k'),
     'CityscapesDataset': ('cityscapes', 'cityscapes'),
 }
+#: What mmdet reads of the entries of a file in COCO's format
+_COCO_KEYS = {
+    'images': ('id', 'file_name', 'height', 'width'),
+    'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
+    'categories': ('id', 'name'),
+}
 
 
 class BadSampleError(RuntimeError):
@@ -130,9 +136,13 @@ def check_samples(runner: Any) -> None:
 def _build_dataloader(build: Callable, dataloader: Any, *args: Any, **kwargs: Any) -> DataLoader:
     try:
         loader = build(dataloader, *args, **kwargs)
-    except ValueError as error:
+    except Exception as error:
         if 'need at least one array' in str(error):  # mmengine packs a list without an entry
             raise _no_samples(dataloader) from error
+        for dataset in _innermost(dataloader):
+            fault = _find_fault(dataset)
+            if fault:
+                raise ValueError(fault) from error
         raise
     if isinstance(loader.dataset, Sized) and not len(loader.dataset):
         raise _no_samples(dataloader)
@@ -141,21 +151,62 @@ def _build_dataloader(build: Callable, dataloader: Any, *args: Any, **kwargs: An
     return loader
 
 
+def _find_fault(dataset: dict) -> str | None:
+    """What is wrong with an annotation file that could not be read; None if it seems right."""
+    path = str(Path(dataset.get('data_root') or '', dataset.get('ann_file') or '').expanduser())
+    if not path.endswith('.json') or not Path(path).is_file():
+        return None
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        return f'{path} is no whole JSON file ({error}): get or make it again'
+    if str(dataset.get('type')).rpartition('.')[2] != 'CocoDataset':
+        return None
+    for part, keys in _COCO_KEYS.items():
+        entries = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            return f"{path} has no list '{part}': it is not in COCO's format"
+        for number, entry in enumerate(entries):
+            lacking = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+            if lacking:
+                return f"{path}: {', '.join(lacking)} missing in entry {number} of '{part}'"
+    return None
+
+
 def _check_classes(dataset: Any) -> None:
-    """Refuses classes that a COCO file lacks: mmdet would number the others without them."""
+    """Refuses a COCO file that lacks classes, or has them in another order.
+
+    mmdet numbers the labels by the file, and would call them by the names of other classes.
+    """
     for inner in [*getattr(dataset, 'datasets', ()), getattr(dataset, 'dataset', None)]:
         if inner is not None:
             _check_classes(inner)
-    categories = getattr(dataset, 'cat_ids', None)
-    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
-    if isinstance(categories, list) and classes and len(categories) < len(classes):
-        there = {one['name'] for one in json.loads(fileio.get_text(dataset.ann_file))['categories']}
-        lacking = [name for name in classes if name not in there]
+    numbers = getattr(dataset, 'cat_ids', None)
+    classes = list((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
+    if not isinstance(numbers, list) or not classes:
+        return
+    usual = getattr(dataset, 'METAINFO', {}).get('classes', ())
+    if len(numbers) == len(classes) and classes == list(usual):
+        return  # does not read COCO's large files a second time
+    categories = json.loads(fileio.get_text(dataset.ann_file))['categories']
+    names = {category['id']: category['name'] for category in categories}
+    lacking = [name for name in classes if name not in names.values()]
+    if lacking:
         raise ValueError(
-            f'{dataset.ann_file} has {len(categories)} of the {len(classes)} classes of the data '
+            f'{dataset.ann_file} has {len(numbers)} of the {len(classes)} classes of the data '
             f'set; {", ".join(lacking[:5])} is not among its categories, and the labels of others '
             'would be wrong: name in metainfo.classes what the file has'
         )
+    order = [names[number] for number in numbers]
+    if order != classes:
+        raise ValueError(
+            f'{dataset.ann_file} has its categories in another order than metainfo.classes, and '
+            f'labels would get wrong names: write the classes as {_shorten(order)}, as in the file'
+        )
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return f'({", ".join(names[:5])}{", ..." if len(names) > 5 else ""})'
 
 
 def _no_samples(dataloader: Any) -> ValueError:
@@ -166,8 +217,7 @@ def _no_samples(dataloader: Any) -> ValueError:
             f'{dataset.get("type")} with {", ".join(_names(dataset)) or dataset.get("data_root")}'
         )
         if classes:
-            more = ', ...' if len(classes) > 5 else ''
-            text += f'; are its classes ({", ".join(classes[:5])}{more}) called so there?'
+            text += f'; are its classes {_shorten(classes)} called so there?'
         texts.append(text)
     return ValueError(f'the data set has no samples: {"; ".join(texts)}')
 
@@ -191,10 +241,13 @@ def _load_samples(dataset: Any, indices: Sequence[int]) -> list:
             samples.append(dataset[index])
         except Exception as error:
             path = _info(dataset, index).get('img_path')
-            raise BadSampleError(
+            text = (
                 f'cannot load sample {index} of {type(dataset).__name__}'
                 f'{f" ({path})" if path else ""}: {type(error).__name__}: {error}'
-            ) from error
+            )
+            if error.args == ('mask',):  # mmdet looks for it in the object
+                text += ' (an object in this picture has no segmentation, which masks need)'
+            raise BadSampleError(text) from error
         _compare_size(_info(dataset, index), samples[-1])
     return samples
 

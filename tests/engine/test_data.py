@@ -106,6 +106,7 @@ def coco(tmp_path):
         loader = _build_dataloader(Runner.build_dataloader, config)
         return [len(one.gt_instances) for batch in loader for one in batch['data_samples']]
 
+    load.annotations = path
     load.picture = root / 'images' / 'train' / 'train_00001.png'
     yield change, load
     init_default_scope('mmengine')
@@ -139,6 +140,45 @@ def test_class_that_the_file_lacks_is_named(coco):
     _, load = coco
     with pytest.raises(ValueError, match=r'instances_train\.json has 4 of the 5 .*; Disc is not'):
         load(classes=['box', 'Disc', 'ring', 'star', 'triangle'])
+
+
+def test_classes_in_another_order_than_in_the_file(coco):
+    """Labels follow the file, names the config: those in pictures would be wrong."""
+    change, load = coco
+    whole = load(classes=['disc', 'ring'])
+    with pytest.raises(ValueError, match=r'train\.json has its .*: write the classes as \(disc, r'):
+        load(classes=['ring', 'disc'])
+    change(lambda content, first: content['categories'].reverse())
+    assert load(classes=['ring', 'disc']) == whole
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('{"images": [{"id"', r'is no whole JSON file \(Expecting'),
+        (b'\xff\xfe\x00', 'is no whole JSON file'),
+        ('[1, 2]', "has no list 'images': it is not in COCO's format"),
+        (
+            '{"images": [{"id": 1, "file_name": "a.png"}]}',
+            "height, width missing in entry 0 of 'im",
+        ),
+    ],
+    ids=['cut', 'binary', 'list', 'no size'],
+)
+def test_broken_annotation_file_is_named(coco, content, message):
+    _, load = coco
+    load.annotations.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=f'instances_train.json:? {message}'):
+        load()
+
+
+def test_object_without_a_mask_is_explained(coco):
+    change, load = coco
+    change(lambda content, first: first[0].pop('segmentation'))
+    load()
+    masks = dict(type='LoadAnnotations', with_bbox=True, with_mask=True)
+    with pytest.raises(RuntimeError, match=r'train_0000\d\.png\): .* has no segmentation, which'):
+        load(filters=[masks])
 
 
 def test_useless_annotations_are_skipped(coco):
