@@ -345,7 +345,7 @@ def _distribute_on_cpu(cfg: Config) -> None:
     """Several processes without GPUs: gloo, no SyncBN, and none of mmengine's calls to CUDA."""
     if cfg.launcher != 'pytorch':
         raise UsageError(f'--launcher {cfg.launcher} needs GPUs; --launcher pytorch does not')
-    if _replace_sync_bn(cfg.model):
+    if _replace_sync_bn(cfg.model) and os.environ.get('RANK', '0') == '0':
         print_log('SyncBN needs GPUs: BN takes its place', 'current', logging.WARNING)
     wrapper = cfg.get('model_wrapper_cfg') or dict(
         type='MMDistributedDataParallel',

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 from mmffnet.engine import SafeCheckpointHook, find_checkpoint
 
@@ -154,6 +155,19 @@ def test_find_checkpoint_passes_over_damage(work_dir):
     third.write_bytes(b'')
     with pytest.raises(RuntimeError, match='is whole: start without'):
         find_checkpoint(work_dir)
+
+
+def test_find_checkpoint_says_once_what_is_damaged(work_dir, monkeypatch, caplog):
+    monkeypatch.chdir(work_dir.parent)
+    (work_dir / 'epoch_1.pth').write_bytes(b'')
+    (work_dir / 'last_checkpoint').write_text(f'{work_dir}/epoch_1.pth')
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    assert find_checkpoint(work_dir.name) == str(work_dir / 'epoch_2.pth')
+    logger.removeHandler(caplog.handler)
+    assert [record.message.rpartition(': ')[2] for record in caplog.records] == [
+        'it is passed over'
+    ]
 
 
 def test_directories_of_other_strategies_are_left_to_them(work_dir):
