@@ -120,7 +120,8 @@ def prepare(
         needed = _needed(dataset, folder)
         _refuse_by_hand(needed, store)
         _check_room(needed, folder, store)
-        for archive in needed:
+        # what is there is looked at first: long downloads need not precede a complaint
+        for archive in sorted(needed, key=lambda archive: not (store / archive.name).is_file()):
             try:
                 _obtain(archive, store, checksum, attempts, pause)
             except ConnectionError as error:

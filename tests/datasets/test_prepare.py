@@ -258,6 +258,16 @@ def test_another_archive_is_accepted_only_when_asked(shrink, server, tmp_path):
     quick(dataset, tmp_path, checksum=False)
 
 
+def test_archives_at_hand_are_looked_at_before_others_are_fetched(shrink, server, tmp_path):
+    dataset = shrink('coco')
+    path = tmp_path / 'archives' / dataset.archives[-1].name
+    path.parent.mkdir()
+    path.write_bytes(b'something else')
+    with pytest.raises(PreparationError, match=f'{path.name} .*: delete it and fetch http://'):
+        quick(dataset, tmp_path)
+    assert server.requests == []
+
+
 def test_an_archive_of_unknown_checksum_is_checked_inside(shrink, server, tmp_path):
     dataset = shrink('ade20k', checksum=None, size=None)
     name = dataset.archives[0].name
