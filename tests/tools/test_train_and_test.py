@@ -61,6 +61,62 @@ def test_fused_model_scores_the_same(toy, tmp_path):
     assert 'FuseHook' in left['toy_test.py']
 
 
+def test_detector_that_learned_its_pictures_scores_the_same_when_fused(toy, tmp_path):
+    """The whole way with mmdet's own metric: it is not 0, and the numbers are equal."""
+    pytest.importorskip('mmdet')
+    pictures = 'annotations/instances_train.json'
+    options = [
+        'train_cfg.max_epochs=80',
+        'train_cfg.val_interval=80',
+        'param_scheduler.1.T_max=80',
+        'param_scheduler.0.end=5',
+        'test_dataloader.dataset.data_prefix.img=images/train/',
+        f'test_dataloader.dataset.ann_file={pictures}',
+        f'test_evaluator.ann_file=data/shapes/coco/{pictures}',
+    ]
+    for part in ('train', 'val', 'test'):
+        shapes = f'{part}_dataloader.dataset.shapes'
+        options += [f'{shapes}.train=4', f'{shapes}.val=1']
+    options = ['detection/maskrcnn_nano_shapes.py', '--work-dir', 'here', '--cfg-options', *options]
+    status, text = tool(toy, tmp_path, 'train.py', *options)
+    assert status == 0, text[-4000:]
+    options.insert(1, 'here/epoch_80.pth')
+    scores = []
+    for more in ([], ['--fuse']):
+        status, text = tool(toy, tmp_path, 'test.py', *options[:2], *more, *options[2:])
+        assert status == 0, text[-4000:]
+        scores.append(re.findall(r'(bbox|segm)_mAP_copypaste: ([\d.]+) ([\d.]+)', text))
+    assert len(scores[0]) == 2 and scores[0] == scores[1]
+    assert all(float(score) > 0.3 for _, score, _ in scores[0]), scores
+
+
+@pytest.mark.parametrize(
+    ('package', 'config', 'length'),
+    [
+        ('mmdet', 'detection/retinanet_nano_shapes.py', 'max_epochs'),
+        ('mmseg', 'segmentation/upernet_nano_shapes.py', 'max_iters'),
+        ('mmpretrain', 'classification/ffnet_nano_shapes.py', 'max_epochs'),
+    ],
+)
+def test_one_of_the_packages_is_enough(toy, tmp_path, package, config, length):
+    pytest.importorskip(package)
+    others = dict.fromkeys({'mmdet', 'mmseg', 'mmpretrain'} - {package})
+    options = [f'train_cfg.{length}=1', 'train_cfg.val_interval=1', 'train_dataloader.batch_size=2']
+    for part in ('train', 'val', 'test'):
+        shapes = f'{part}_dataloader.dataset.shapes'
+        options += [f'{shapes}.train=4', f'{shapes}.val=2']
+    argv = ['train.py', config, '--work-dir', 'here', '--cfg-options', *options]
+    code = (
+        f'import runpy, sys; sys.modules.update({others}); sys.argv = {argv}; '
+        f'runpy.run_path({str(toy.TOOLS / "train.py")!r}, run_name="__main__")'
+    )
+    result = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert len(list((tmp_path / 'here').glob('*_1.pth'))) == 1
+
+
 def test_checkpoints_that_do_not_fit(toy, tmp_path):
     config = write_config(toy, tmp_path, 'toy')
     model = MODELS.build(toy.toy_config(tmp_path).model)
