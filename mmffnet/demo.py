@@ -147,7 +147,7 @@ def _segmentations(cfg: Config, out: str, most: int) -> tuple[list[list[Painter]
     for path in _spread(sorted(Path(out).glob('*.png')), most):
         image, truth, guess = _read(images / path.name), _read(labels / path.name), _read(path)
         examples.append([_picture(image), _labels(image, truth), _labels(image, guess)])
-    return examples, ['picture', 'truth', 'prediction']
+    return examples, ['picture', 'truth (white: ignored)', 'prediction']
 
 
 def _classifications(cfg: Config, out: str, most: int) -> tuple[list[list[Painter]], list[str]]:

@@ -61,3 +61,4 @@ param_scheduler = [
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=2, max_keep_ckpts=2))
 custom_hooks = [dict(type='ChannelsLastHook')]  # a fifth faster on CPUs
 randomness = dict(seed=0)
+auto_scale_lr = dict(enable=False, base_batch_size=32)
