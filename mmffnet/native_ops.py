@@ -27,7 +27,7 @@ _HOW_TO_GET = (
     '(and nvcc for GPUs), ninja and setuptools < 81.'
 )
 
-_ROIS = 512  # so many at a time bound the memory
+_MOST_SAMPLES = 2**21  # of all RoIs, in some 600 MB
 
 
 @cache
@@ -181,16 +181,15 @@ def roi_align_backward(
     _require_average(pool_mode)
     wide = _wide(grad_output)
     rois = rois.to(wide.dtype)
+    batch, channels, height, width = grad_input.shape
     if wide.device.type == 'cpu':
-        batch, channels, height, width = grad_input.shape
-        pixels = wide.new_zeros(batch * height * width, channels)
-        for some, grad in zip(rois.split(_ROIS), wide.split(_ROIS), strict=True):
-            shares = _bin_shares(
-                some, grad_input.shape, grad.shape[2:], spatial_scale, sampling_ratio, aligned
-            )
-            pixels += torch.sparse.mm(shares, grad.permute(0, 2, 3, 1).reshape(-1, channels))
-        grad_input.copy_(pixels.view(batch, height, width, channels).permute(0, 3, 1, 2))
-        return
+        shares = _bin_shares(
+            rois, grad_input.shape, wide.shape[2:], spatial_scale, sampling_ratio, aligned
+        )
+        if shares is not None:
+            pixels = torch.sparse.mm(shares, wide.permute(0, 2, 3, 1).reshape(-1, channels))
+            grad_input.copy_(pixels.view(batch, height, width, channels).permute(0, 3, 1, 2))
+            return
     grad_input.copy_(
         torchvision_ops()._roi_align_backward(
             wide,
@@ -198,7 +197,10 @@ def roi_align_backward(
             spatial_scale,
             aligned_height,
             aligned_width,
-            *grad_input.shape,
+            batch,
+            channels,
+            height,
+            width,
             sampling_ratio,
             aligned,
         )
@@ -212,11 +214,11 @@ def _bin_shares(
     spatial_scale: float,
     sampling_ratio: int,
     aligned: bool,
-) -> Tensor:
-    """What all pixels (rows) have of each bin of all RoIs (columns), as a sparse matrix.
+) -> Tensor | None:
+    """What all pixels (rows) have of each bin of all RoIs (columns): a sparse matrix.
 
-    It is for CPUs: for gradients torchvision repeats this work there for each channel, and in one
-    thread, which takes three to six times as long.
+    None if it would be too large. This is for CPUs, where torchvision's gradients repeat the work
+    for each channel, in one thread, and take three to six times as long.
     """
     batch, _, *shape = image_shape
     first, last = (rois[:, 1:] * spatial_scale - 0.5 * aligned).view(-1, 2, 2).flip(2).unbind(1)
@@ -224,9 +226,11 @@ def _bin_shares(
     if sampling_ratio > 0:
         grid = torch.full_like(step, sampling_ratio)
     else:
-        grid = step.nan_to_num(0, 0).ceil().clamp(min=0)
+        grid = step.nan_to_num(0, 0).ceil().clamp(0, 2**20)
     # all samples in one row: which RoI they are of, then the bin, then the place in the bin
-    counts = (grid.prod(1) * math.prod(size)).long()
+    counts = grid.long().prod(1) * math.prod(size)
+    if counts.sum() > _MOST_SAMPLES:
+        return None
     roi = torch.arange(len(rois)).repeat_interleave(counts)
     rest = torch.arange(len(roi)) - (counts.cumsum(0) - counts)[roi]
     places = []

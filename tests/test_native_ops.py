@@ -290,19 +290,19 @@ def test_roi_align_of_broken_rois():
         )
 
 
-def test_many_rois_are_taken_some_at_a_time():
-    image = torch.randn(2, 4, 8, 8)
-    rois = ROIS.repeat(150, 1)
-    output, gradient = output_and_gradients(lambda x: ops.roi_align(x, rois, 3), image)
-    some = ops.roi_align(image, ROIS, 3)
-    torch.testing.assert_close(output, some.repeat(150, 1, 1, 1), rtol=0, atol=0)
-    exact = torch.zeros_like(image)
-    weights = torch.linspace(-1, 1, output.numel()).view_as(output).split(len(ROIS))
-    for weight in weights:
-        leaf = image.clone().requires_grad_()
-        (ops.roi_align(leaf, ROIS, 3) * weight).sum().backward()
-        exact += leaf.grad
-    torch.testing.assert_close(gradient, exact, rtol=1e-3, atol=1e-3)
+def test_roi_align_where_the_matrix_would_be_too_large():
+    """Large RoIs on a fine map: torchvision's way, with the same gradients."""
+    image = torch.randn(1, 2, 8, 8)
+    rois = torch.tensor([[0, -900.0, -900, 1300, 1300]])
+    how = (rois, image.shape, (2, 2), 1.0, 0, True)
+    assert native_ops._bin_shares(*how) is None
+    large = output_and_gradients(lambda x: ops.roi_align(x, rois, 2, 1.0, 0, 'avg', True), image)[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native_ops, '_MOST_SAMPLES', 2**23)
+        shares = native_ops._bin_shares(*how)
+    bins = torch.linspace(-1, 1, 8).view(1, 2, 2, 2)
+    pixels = torch.sparse.mm(shares, bins.permute(0, 2, 3, 1).reshape(-1, 2))
+    torch.testing.assert_close(large, pixels.T.reshape(1, 2, 8, 8), rtol=1e-3, atol=1e-6)
 
 
 def test_max_pooling_is_refused_by_name():

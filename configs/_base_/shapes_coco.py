@@ -6,6 +6,7 @@ custom_imports = dict(
 )
 
 data_root = 'data/shapes/coco/'
+shapes = dict(train=1200)
 load = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
@@ -26,6 +27,7 @@ train_dataloader = dict(
     dataset=dict(
         type='ShapesDetDataset',
         data_root=data_root,
+        shapes=shapes,
         ann_file='annotations/instances_train.json',
         data_prefix=dict(img='images/train/'),
         filter_cfg=dict(filter_empty_gt=True),
@@ -39,6 +41,7 @@ val_dataloader = dict(
     dataset=dict(
         type='ShapesDetDataset',
         data_root=data_root,
+        shapes=shapes,
         ann_file='annotations/instances_val.json',
         data_prefix=dict(img='images/val/'),
         test_mode=True,
@@ -51,7 +54,7 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=24, val_interval=4)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=10, val_interval=2)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -63,8 +66,9 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=60),
-    dict(type='CosineAnnealingLR', T_max=24, by_epoch=True, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', T_max=10, by_epoch=True, convert_to_iter_based=True),
 ]
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=4, max_keep_ckpts=2))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=1, max_keep_ckpts=2))
 custom_hooks = [dict(type='ChannelsLastHook')]  # a fifth faster on CPUs
 randomness = dict(seed=0)
+auto_scale_lr = dict(enable=False, base_batch_size=8)

@@ -267,14 +267,14 @@ def find_checkpoint(work_dir: str | Path) -> str | None:
     Raises:
         RuntimeError: If there are checkpoints and all of them are damaged.
     """
-    work_dir = Path(work_dir).absolute()
+    work_dir = Path(work_dir).resolve()
     pointer = work_dir / 'last_checkpoint'
     named = pointer.read_text(errors='replace').strip(' \n\0') if pointer.is_file() else ''
     if '://' in named:
         return named  # on a storage of its own, read when training resumes
     candidates = []
     if named:
-        path = Path(named).absolute()
+        path = Path(named).resolve()
         candidates = [path if path.exists() else work_dir / path.name]
     folders = {work_dir, *(path.parent for path in candidates)}
     others = [p for f in folders for p in f.glob('*.pth') if _RESUMABLE.fullmatch(p.name)]

@@ -140,7 +140,7 @@ def _build_dataloader(build: Callable, dataloader: Any, *args: Any, **kwargs: An
         if 'need at least one array' in str(error):  # mmengine packs a list without an entry
             raise _no_samples(dataloader) from error
         for dataset in _innermost(dataloader):
-            fault = _find_fault(dataset)
+            fault = _find_fault(dataset, error)
             if fault:
                 raise ValueError(fault) from error
         raise
@@ -151,25 +151,29 @@ def _build_dataloader(build: Callable, dataloader: Any, *args: Any, **kwargs: An
     return loader
 
 
-def _find_fault(dataset: dict) -> str | None:
-    """What is wrong with an annotation file that could not be read; None if it seems right."""
-    path = str(Path(dataset.get('data_root') or '', dataset.get('ann_file') or '').expanduser())
-    if not path.endswith('.json') or not Path(path).is_file():
+def _find_fault(dataset: dict, error: Exception) -> str | None:
+    """What is wrong with a data set's annotation file, if it is what the error came from."""
+    path = Path(dataset.get('data_root') or '', dataset.get('ann_file') or '').expanduser()
+    if not path.is_file():
         return None
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except ValueError as error:
-        return f'{path} is no whole JSON file ({error}): get or make it again'
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        try:
+            json.loads(path.read_bytes())
+        except ValueError:
+            return f'{path} is no whole JSON file ({error}): get or make it again'
     if str(dataset.get('type')).rpartition('.')[2] != 'CocoDataset':
         return None
-    for part, keys in _COCO_KEYS.items():
-        entries = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
+    if isinstance(error, AssertionError) and 'annotation file format' in str(error):
+        return f"{path} holds no JSON object: it is not in COCO's format"
+    key = error.args[0] if isinstance(error, KeyError) and error.args else None
+    parts = [part for part, keys in _COCO_KEYS.items() if key in (part, *keys)]
+    content = json.loads(path.read_bytes()) if parts else {}
+    for part in parts:
+        if part == key and part not in content:
             return f"{path} has no list '{part}': it is not in COCO's format"
-        for number, entry in enumerate(entries):
-            lacking = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-            if lacking:
-                return f"{path}: {', '.join(lacking)} missing in entry {number} of '{part}'"
+        for number, entry in enumerate(content.get(part, ())):
+            if part != key and key not in entry:
+                return f"{path}: '{key}' is missing in entry {number} of '{part}'"
     return None
 
 
@@ -185,23 +189,26 @@ def _check_classes(dataset: Any) -> None:
     classes = list((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
     if not isinstance(numbers, list) or not classes:
         return
-    usual = getattr(dataset, 'METAINFO', {}).get('classes', ())
-    if len(numbers) == len(classes) and classes == list(usual):
-        return  # does not read COCO's large files a second time
-    categories = json.loads(fileio.get_text(dataset.ann_file))['categories']
-    names = {category['id']: category['name'] for category in categories}
-    lacking = [name for name in classes if name not in names.values()]
+    usual = dataset.METAINFO.get('classes') or ()
+    own = not type(dataset).__module__.startswith('mmdet.')
+    if len(numbers) == len(classes) and classes == list(usual) and not own:
+        return  # the files of well-known data sets are large, and need not be read twice
+    text = fileio.get_text(dataset.ann_file, backend_args=getattr(dataset, 'backend_args', None))
+    names = {category['id']: category['name'] for category in json.loads(text)['categories']}
+    there = set(names.values())
+    lacking = [name for name in classes if name not in there]
     if lacking:
         raise ValueError(
             f'{dataset.ann_file} has {len(numbers)} of the {len(classes)} classes of the data '
             f'set; {", ".join(lacking[:5])} is not among its categories, and the labels of others '
             'would be wrong: name in metainfo.classes what the file has'
         )
-    order = [names[number] for number in numbers]
+    order = [names[number] for number in sorted(numbers, key=dataset.cat2label.__getitem__)]
     if order != classes:
         raise ValueError(
-            f'{dataset.ann_file} has its categories in another order than metainfo.classes, and '
-            f'labels would get wrong names: write the classes as {_shorten(order)}, as in the file'
+            f'{dataset.ann_file} has its categories in the order {_shorten(order)}, not in that of '
+            f'metainfo.classes, {_shorten(classes)}, and labels would get wrong names: sort the '
+            'categories of the file, or the classes, if all files have this order'
         )
 
 

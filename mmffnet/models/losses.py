@@ -39,12 +39,13 @@ class ClassDiceLoss(nn.Module):
         """
         known = target != ignore_index
         labels = torch.where(known, target, 0)
-        probability = pred.softmax(1)
+        probability = pred.softmax(1, dtype=torch.promote_types(pred.dtype, torch.float32))
         mask = (known if weight is None else known * weight).to(probability.dtype)
         right = probability.gather(1, labels[:, None])[:, 0] * mask
-        nothing = probability.new_zeros(pred.shape[1])
-        overlap = nothing.index_add(0, labels.flatten(), right.flatten())
-        truth = nothing.index_add(0, labels.flatten(), mask.flatten())
+        # row by row, as long sums of small numbers lose digits
+        rows = probability.new_zeros(*target.shape[:2], pred.shape[1])
+        overlap = rows.scatter_add(2, labels, right).sum((0, 1))
+        truth = rows.scatter_add(2, labels, mask).sum((0, 1))
         sizes = (probability.square() * mask[:, None]).sum((0, 2, 3)) + truth
         dice = (2 * overlap + self.smooth) / (sizes + self.smooth)
         return self.loss_weight * (1 - dice).mean()

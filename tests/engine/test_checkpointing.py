@@ -163,7 +163,9 @@ def test_find_checkpoint_says_once_what_is_damaged(work_dir, monkeypatch, caplog
     (work_dir / 'last_checkpoint').write_text(f'{work_dir}/epoch_1.pth')
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
-    assert find_checkpoint(work_dir.name) == str(work_dir / 'epoch_2.pth')
+    assert find_checkpoint(f'../{work_dir.parent.name}/{work_dir.name}') == str(
+        work_dir / 'epoch_2.pth'
+    )
     logger.removeHandler(caplog.handler)
     assert [record.message.rpartition(': ')[2] for record in caplog.records] == [
         'it is passed over'

@@ -146,7 +146,7 @@ def test_classes_in_another_order_than_in_the_file(coco):
     """Labels follow the file, names the config: those in pictures would be wrong."""
     change, load = coco
     whole = load(classes=['disc', 'ring'])
-    with pytest.raises(ValueError, match=r'train\.json has its .*: write the classes as \(disc, r'):
+    with pytest.raises(ValueError, match=r'train\.json has its .* order \(disc, ring\), not in'):
         load(classes=['ring', 'disc'])
     change(lambda content, first: content['categories'].reverse())
     assert load(classes=['ring', 'disc']) == whole
@@ -157,13 +157,14 @@ def test_classes_in_another_order_than_in_the_file(coco):
     [
         ('{"images": [{"id"', r'is no whole JSON file \(Expecting'),
         (b'\xff\xfe\x00', 'is no whole JSON file'),
-        ('[1, 2]', "has no list 'images': it is not in COCO's format"),
+        ('[1, 2]', "holds no JSON object: it is not in COCO's format"),
+        ('{"images": [{"file_name": "a.png"}]}', "'id' is missing in entry 0 of 'images'"),
         (
-            '{"images": [{"id": 1, "file_name": "a.png"}]}',
-            "height, width missing in entry 0 of 'im",
+            '{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [], "categories": []}',
+            "'height' is missing in entry 0 of 'images'",
         ),
     ],
-    ids=['cut', 'binary', 'list', 'no size'],
+    ids=['cut', 'binary', 'list', 'no id', 'no size'],
 )
 def test_broken_annotation_file_is_named(coco, content, message):
     _, load = coco

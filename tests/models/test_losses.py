@@ -37,6 +37,17 @@ def test_perfect_absent_and_ignored():
     assert pred.grad[..., 1, 1].abs().max() == 0 < pred.grad[..., 0, 0].abs().max()
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+def test_large_maps_and_half_precision(dtype):
+    """Sums over many pixels do not lose what they are made of."""
+    target = torch.zeros(1, 512, 1024, dtype=torch.long)
+    target[..., 512:] = 1
+    pred = torch.tensor([1.0, -1.0]).repeat_interleave(512).expand(1, 1, 512, 1024)
+    pred = torch.cat([pred, -pred], 1)
+    loss = float(ClassDiceLoss()(pred.to(dtype), target))
+    assert loss == pytest.approx(float(ClassDiceLoss()(pred.double(), target)), abs=1e-5)
+
+
 def test_in_a_decode_head_of_mmseg():
     pytest.importorskip('mmseg')
     from mmseg.models.decode_heads import FCNHead
