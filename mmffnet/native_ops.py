@@ -218,7 +218,7 @@ def _bin_shares(
     """What all pixels (rows) have of each bin of all RoIs (columns): a sparse matrix.
 
     None if it would be too large. This is for CPUs, where torchvision's gradients repeat the work
-    for each channel, in one thread, and take three to six times as long.
+    for each channel, in one thread, and take two to six times as long.
     """
     batch, _, *shape = image_shape
     first, last = (rois[:, 1:] * spatial_scale - 0.5 * aligned).view(-1, 2, 2).flip(2).unbind(1)
