@@ -232,6 +232,36 @@ def spoil_weight(runner: Any) -> None:
     runner.model.head[1].bias.data[0] = float('nan')
 
 
+def overflow(runner: Any) -> None:
+    """Makes the maps of the next forward pass infinite, as float16 might."""
+    model = getattr(runner.model, 'module', runner.model)
+    handle = model.backbone.stem.register_forward_hook(
+        lambda module, inputs, maps: (handle.remove(), maps * float('inf'))[1]
+    )
+
+
+def overflow_gradient(runner: Any, once: bool = True) -> None:
+    """Makes a gradient infinite that comes from a loss that is a number."""
+
+    def spoil(gradient: Tensor) -> Tensor:
+        if once:
+            handle.remove()
+        return gradient * float('inf')
+
+    handle = runner.model.head[1].bias.register_hook(spoil)
+
+
+def spoil(runner: Any, what: str) -> None:
+    """Makes a number of the 'buffer', 'average' or 'optimizer' infinite."""
+    average = next(hook.ema_model for hook in runner.hooks if hasattr(hook, 'ema_model'))
+    tensors = dict(
+        buffer=next(b for b in runner.model.buffers() if b.is_floating_point() and b.numel() > 3),
+        average=next(average.module.parameters()),
+        optimizer=next(iter(runner.optim_wrapper.optimizer.state.values()))['exp_avg'],
+    )
+    tensors[what].data.flatten()[0] = float('inf')
+
+
 class Child:
     """A training in a process of its own, forked from one that has imported everything.
 

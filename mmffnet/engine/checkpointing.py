@@ -19,9 +19,10 @@ from mmengine.dist import all_reduce, barrier, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
+from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoint import whole_file
 
@@ -150,8 +151,7 @@ class SafeCheckpointHook(CheckpointHook):
         raise SystemExit(status)
 
     def _save(self, runner: Runner, filename: str, meta: dict, by_epoch: bool) -> None:
-        if isinstance(runner, Runner):  # FlexibleRunner's strategies may have a share each
-            _refuse_spoiled(runner.model, meta['iter'])
+        _refuse_spoiled(runner, meta['iter'])
         self.last_ckpt = self.file_backend.join_path(self.out_dir, filename)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         self._place = self._place or dict(meta)
@@ -190,6 +190,8 @@ class SafeCheckpointHook(CheckpointHook):
                 path.unlink(missing_ok=True)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        if self.save_best:
+            _refuse_spoiled(runner, runner.iter)
         self._place = dict(epoch=runner.epoch, iter=runner.iter)
         with self._removing_last():
             super()._save_best_checkpoint(runner, metrics)
@@ -306,12 +308,53 @@ def _find_damage(path: Path) -> str | None:
     return f'is damaged (in its part {bad})' if bad else None
 
 
-def _refuse_spoiled(model: nn.Module, iteration: int) -> None:
-    """A gradient that is no number would be in every file from now on."""
-    spoiled = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
-    if spoiled:
+def _refuse_spoiled(runner: Runner, iteration: int) -> None:
+    """Raises an error, in all processes, if anything that goes into checkpoints is not finite.
+
+    It would be in every file from now on, and the good ones would be removed one by one.
+    """
+    spoiled: dict[str, list[str]] = {}
+    for kind, name, tensor in _find_state(runner):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            spoiled.setdefault(kind, []).append(name)
+    somewhere = torch.tensor(bool(spoiled), dtype=torch.long)
+    all_reduce(somewhere, 'max')  # one alone that refuses would leave the others waiting
+    if somewhere:
+        texts = [
+            f'{len(names)} {kind} are not finite ({", ".join(names[:3])}'
+            f'{", ..." if names[3:] else ""})'
+            for kind, names in spoiled.items()
+        ]
         raise FloatingPointError(
-            f'after iteration {iteration} {len(spoiled)} parameters are not finite '
-            f'({", ".join(spoiled[:3])}{", ..." if spoiled[3:] else ""}): no checkpoint '
+            f'after iteration {iteration} '
+            f'{", ".join(texts) or "the numbers of another process are not finite"}: no checkpoint '
             'is written. A lower learning rate or clipped gradients may help'
         )
+
+
+def _find_state(runner: Runner) -> Iterator[tuple[str, str, Tensor]]:
+    """Whatever is trained: what it is, its name, and its numbers."""
+    yield from _find_tensors(runner.model)
+    for hook in runner.hooks:
+        average = getattr(hook, 'ema_model', None)
+        if isinstance(average, nn.Module):
+            for kind, name, tensor in _find_tensors(average):
+                yield f'{kind} of the moving average', name, tensor
+    wrapper: Any = runner.optim_wrapper
+    names = {parameter: name for name, parameter in runner.model.named_parameters()}
+    for part in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+        optimizer = getattr(part, 'optimizer', None)
+        for parameter, state in getattr(optimizer, 'state', {}).items():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    yield 'optimizer states', f'{key} of {names.get(parameter)}', value
+
+
+def _find_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        yield 'parameters', name, parameter
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(prefix, recurse=False):
+            # what is in no checkpoint may be infinite, as masks are
+            if name.rpartition('.')[2] not in module._non_persistent_buffers_set:
+                yield 'buffers', name, buffer

@@ -1,15 +1,18 @@
 """What a training does when it is repeated, resumed in other circumstances, or goes wrong."""
 
+import runpy
 import shutil
 
 import pytest
 import torch
 from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from torch._dynamo.testing import CompileCounter
 from torch.utils.data import BatchSampler
 
 import mmffnet
+from mmffnet.compat import read_checkpoint
 from mmffnet.engine import ChannelsLastHook, CompileHook, FuseHook
 from mmffnet.engine.hooks import _Batches, seed_generators
 
@@ -133,6 +136,150 @@ def test_gradient_scaler_may_skip_some_steps(toy, tmp_path):
     child = toy.Child(tmp_path / 'log', cfg, None, hook)
     assert child.wait() == 1
     assert 'the loss of iteration 8 (epoch 3) is not finite for the 4th time' in child.text
+
+
+class Record(Hook):
+    """Keeps copies of all buffers, from before and from after each iteration."""
+
+    def __init__(self):
+        self.before, self.after, self.stepped = [], [], []
+
+    def copy(self, model):
+        return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    def before_train_iter(self, runner, *args, **kwargs):
+        self.before.append(self.copy(runner.model))
+        self.weight = runner.model.head[1].weight.detach().clone()
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        self.after.append(self.copy(runner.model))
+        self.stepped.append(not torch.equal(self.weight, runner.model.head[1].weight))
+
+
+def scaled_config(toy, folder, **changes):
+    options = {
+        'optim_wrapper.type': 'ScaledOptimWrapper',
+        'custom_hooks.0.update_buffers': True,
+        'custom_hooks.0.priority': 'ABOVE_NORMAL',  # as in the official recipe
+    }
+    return toy.toy_config(folder, **options, **changes)
+
+
+@pytest.mark.parametrize(
+    ('action', 'accumulated', 'fused'),
+    [('overflow', 1, False), ('overflow', 2, False), ('overflow_gradient', 1, True)],
+    ids=['loss', 'accumulated', 'gradient'],
+)
+def test_a_skipped_step_leaves_no_trace(toy, tmp_path, action, accumulated, fused):
+    changes = {
+        'optim_wrapper.accumulative_counts': accumulated,
+        'optim_wrapper.optimizer.fused': fused,
+    }
+    record, spoil = Record(), toy.At('before_train_iter', 4, getattr(toy, action))
+    toy.train(scaled_config(toy, tmp_path, **changes), None, spoil, record)
+
+    skipped = [4, 5] if accumulated == 2 else [4]
+    steps = range(accumulated - 1, 12, accumulated)
+    assert [i for i, stepped in enumerate(record.stepped) if stepped] == [
+        i for i in steps if i not in skipped
+    ]
+    for i, (before, after) in enumerate(zip(record.before, record.after, strict=True)):
+        changed = toy.differences(before, after)
+        if i == 4:
+            assert changed == []
+        elif i == 5 and accumulated == 2:  # the rest of the same step
+            assert toy.differences(record.before[4], after) == []
+        else:
+            assert len(changed) > 50
+    for path in tmp_path.glob('*.pth'):
+        tensors = dict(toy._flatten(read_checkpoint(path), ''))
+        spoiled = [
+            name
+            for name, tensor in tensors.items()
+            if isinstance(tensor, torch.Tensor) and not tensor.isfinite().all()
+        ]
+        assert spoiled == [], path
+    assert {path.name for path in tmp_path.glob('epoch_*.pth')} == {'epoch_3.pth', 'epoch_4.pth'}
+
+
+def test_gradients_that_are_never_numbers_end_the_training(toy, tmp_path):
+    cfg = scaled_config(toy, tmp_path)
+    cfg.custom_hooks += [dict(type='FiniteLossHook', patience=2)]
+    spoil = toy.At('before_train_iter', 4, toy.overflow_gradient, False)
+    with pytest.raises(FloatingPointError, match=r'gradients of iteration 7 .* 3th time in a row'):
+        toy.train(cfg, None, spoil)
+    assert [path.name for path in tmp_path.glob('epoch_*.pth')] == ['epoch_1.pth', 'epoch_2.pth']
+
+
+@pytest.mark.parametrize(
+    ('point', 'iteration', 'what', 'kept'),
+    [
+        ('after_train_iter', 5, 'buffer', ['epoch_1.pth']),
+        ('after_train_iter', 5, 'average', ['epoch_1.pth']),
+        ('after_train_iter', 5, 'optimizer', ['epoch_1.pth']),
+        ('before_val', 6, 'buffer', ['epoch_1.pth', 'epoch_2.pth']),
+    ],
+)
+def test_nothing_that_is_no_number_is_kept(toy, tmp_path, point, iteration, what, kept):
+    spoil = toy.At(point, iteration, toy.spoil, what)
+    with pytest.raises(FloatingPointError, match=f'after iteration 6 1 .*{what}'):
+        toy.train(toy.toy_config(tmp_path), None, spoil)
+    assert sorted(path.name for path in tmp_path.glob('*.pth')) == kept
+
+
+RANK = """
+import os
+
+import torch
+import toy_training as toy
+
+os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
+
+torch.distributed.init_process_group('gloo', 'file://' + store, rank=rank, world_size=2)
+
+def train(name, *hooks, **changes):
+    changes['train_dataloader.batch_size'] = 3
+    cfg = toy.toy_config(folder / name, launcher='pytorch', **changes)
+    toy.train(cfg, None, *(hooks if rank else ()))
+
+scaled = {'optim_wrapper.type': 'ScaledOptimWrapper', 'default_hooks.checkpoint.save_best': None}
+train('goes_on', toy.At('before_train_iter', 2, toy.overflow), **scaled)
+print('trained')
+for name, spoil in [
+    ('loss', toy.At('before_train_iter', 2, toy.overflow)),
+    ('numbers', toy.At('before_val', 4, toy.spoil, 'buffer')),
+]:
+    try:
+        train(name, spoil)
+    except FloatingPointError as error:
+        print(name, error)
+"""
+
+
+def test_all_processes_agree_on_what_is_no_number(toy, tmp_path):
+    """It happens in the second one."""
+    script = tmp_path / 'rank.py'
+    script.write_text(RANK)
+    known = dict(store=str(tmp_path / 'store'), folder=tmp_path)
+    children = [
+        toy.Child(tmp_path / f'{i}.log', str(script), dict(known, rank=i), function=runpy.run_path)
+        for i in range(2)
+    ]
+    for child in children:
+        assert child.wait() == 0, child.text
+        assert 'trained' in child.text
+    first, second = (child.text for child in children)
+    assert 'loss the loss of another process of iteration 3 (epoch 2) is not finite' in first
+    assert 'loss the loss of iteration 3 (epoch 2) is not finite' in second
+    assert 'numbers after iteration 4 the numbers of another process are not finite' in first
+    assert 'numbers after iteration 4 1 buffers are not finite' in second
+    names = ('goes_on', 'loss', 'numbers')
+    kept = {name: sorted(p.name for p in (tmp_path / name).glob('*.pth')) for name in names}
+    assert kept == dict(
+        goes_on=['epoch_3.pth', 'epoch_4.pth'],
+        loss=['epoch_1.pth'],
+        numbers=['epoch_1.pth', 'epoch_2.pth'],
+    )
 
 
 class Runner:
