@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, pad
 
 _HOW_TO_GET = (
     'install the full mmcv, which has to be compiled: uninstall mmcv-lite, then '
@@ -320,6 +320,27 @@ def _deform_conv_args(
     return (*map(_wide, tensors), *geometry, mask is not None)
 
 
+def _deform_conv_backward(grad_output: Tensor, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """Gradients for input, weight, offset, mask and bias.
+
+    The offset of a sample at exactly -1 has none in mmcv, and a one-sided one in torchvision. That
+    is the first row and column of a convolution with padding whose offsets are still 0.
+    """
+    grads = torchvision_ops()._deform_conv2d_backward(_wide(grad_output), *args)
+    _, weight, offset, _, _, *geometry, _ = args
+    kernel, size = weight.shape[2:], offset.shape[2:]
+    # (picture, group, row and column of the kernel, axis, row and column of the output)
+    shape = (geometry[7], *kernel, 2)
+    offset, grad = offset.unflatten(1, shape), grads[2].unflatten(1, shape)
+    for axis in (0, 1):
+        stride, padding, dilation = geometry[axis:6:2]
+        tap, place = (torch.arange(n, device=offset.device) for n in (kernel[axis], size[axis]))
+        start = tap[:, None] * dilation + place * stride - padding
+        at = offset[..., axis, :, :] + (start[:, None, :, None] if axis == 0 else start[:, None])
+        grad[..., axis, :, :].masked_fill_(at == -1, 0)
+    return grads
+
+
 def deform_conv_forward(
     input: Tensor,
     weight: Tensor,
@@ -344,7 +365,7 @@ def deform_conv_backward_input(
     **geometry: int,
 ) -> None:
     args = _deform_conv_args(input, weight, offset, None, None, _geometry_v1(**geometry))
-    grads = torchvision_ops()._deform_conv2d_backward(_wide(gradOutput), *args)
+    grads = _deform_conv_backward(gradOutput, args)
     gradInput.copy_(grads[0])
     gradOffset.copy_(grads[2])
 
@@ -381,6 +402,28 @@ def _geometry_v1(
     return dH, dW, padH, padW, dilationH, dilationW, group, deformable_group
 
 
+def _values_read(
+    offset: Tensor, mask: Tensor, weight: Tensor, output: Tensor, deform_groups: int
+) -> list[Tensor]:
+    """Offsets and masks of the output's size: the first values of each picture, as mmcv reads.
+
+    DyHead passes those of a larger feature map.
+    """
+    kernel, size = weight.shape[2:], output.shape[2:]
+    parts = []
+    for name, tensor, count in (('offset', offset, 2), ('mask', mask, 1)):
+        channels = deform_groups * count * math.prod(kernel)
+        values = tensor.flatten(1)
+        needed = channels * math.prod(size)
+        if values.size(1) < needed:
+            raise ValueError(
+                f'modulated_deform_conv: {name} of shape {tuple(tensor.shape)} has too few values '
+                f'for an output of {size[0]}x{size[1]}: it needs {channels} channels of that size'
+            )
+        parts.append(values[:, :needed].unflatten(1, (channels, *size)))
+    return parts
+
+
 def modulated_deform_conv_forward(
     input: Tensor,
     weight: Tensor,
@@ -393,6 +436,7 @@ def modulated_deform_conv_forward(
     with_bias: bool,
     **geometry: int,
 ) -> None:
+    offset, mask = _values_read(offset, mask, weight, output, geometry['deformable_group'])
     args = _deform_conv_args(
         input, weight, offset, mask, bias if with_bias else None, _geometry_v2(**geometry)
     )
@@ -416,13 +460,16 @@ def modulated_deform_conv_backward(
     with_bias: bool,
     **geometry: int,
 ) -> None:
+    offset, mask = _values_read(offset, mask, weight, grad_output, geometry['deformable_group'])
     args = _deform_conv_args(
         input, weight, offset, mask, bias if with_bias else None, _geometry_v2(**geometry)
     )
-    grads = torchvision_ops()._deform_conv2d_backward(_wide(grad_output), *args)
-    targets = (grad_input, grad_weight, grad_offset, grad_mask)
-    for target, grad in zip(targets, grads, strict=False):
-        target.copy_(grad)
+    grads = _deform_conv_backward(grad_output, args)
+    grad_input.copy_(grads[0])
+    grad_weight.copy_(grads[1])
+    for target, grad in ((grad_offset, grads[2]), (grad_mask, grads[3])):
+        unread = math.prod(target.shape[1:]) - math.prod(grad.shape[1:])
+        target.copy_(pad(grad.flatten(1), (0, unread)).view(target.shape))
     if with_bias:
         grad_bias.copy_(grads[4])
 
