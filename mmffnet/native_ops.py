@@ -3,9 +3,9 @@
 mmcv-lite ships the Python side of ``mmcv.ops`` without its compiled functions. The import hook in
 ``mmffnet_ops_hook`` loads this file under the name ``mmcv._ext`` when nothing else provides that
 module, so the functions below have the names, arguments and in-place outputs that mmcv's wrappers
-expect. The numbers are mmcv's as well: where torchvision computes something else under the same
-name (RoIPool), there is no stand-in. A native function that is not covered can be imported, and
-says what to do when it is called.
+expect. The numbers are mmcv's as well, also where torchvision computes something else under the
+same name (RoIPool). A native function that is not covered can be imported, and says what to do when
+it is called.
 
 Half precision is computed in float32 and rounded once at the end. This file must not import from
 the package: it is executed while mmcv, mmdet or mmseg are only half imported.
@@ -51,6 +51,9 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+# Suppression and overlaps
+
+
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
     if offset:
@@ -66,14 +69,22 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     return order[torchvision_ops().nms(boxes, scores, threshold)]
 
 
-def _iou(box: Tensor, others: Tensor, offset: int = 0) -> Tensor:
-    """IoU of one box (4,) with others (N, 4); 0 for two empty boxes."""
-    top_left = torch.maximum(box[:2], others[:, :2])
-    bottom_right = torch.minimum(box[2:], others[:, 2:])
-    inter = (bottom_right - top_left + offset).clamp(min=0).prod(dim=1)
-    area = (box[2:] - box[:2] + offset).prod()
-    areas = (others[:, 2:] - others[:, :2] + offset).prod(dim=1)
-    return (inter / (area + areas - inter)).nan_to_num(0)
+def _overlaps(box: Tensor, others: Tensor, offset: int = 0, mode: int = 0) -> Tensor:
+    """IoU (mode 0), or share of the first box (mode 1), of boxes (..., 4); nan for empty ones."""
+    top_left = torch.maximum(box[..., :2], others[..., :2])
+    bottom_right = torch.minimum(box[..., 2:], others[..., 2:])
+    inter = (bottom_right - top_left + offset).clamp(min=0).prod(dim=-1)
+    base = (box[..., 2:] - box[..., :2] + offset).prod(dim=-1)
+    if mode == 0:
+        base = base + (others[..., 2:] - others[..., :2] + offset).prod(dim=-1) - inter
+    return inter / (base.clamp(min=offset) if base.is_cuda else base)  # as in mmcv's two kernels
+
+
+def bbox_overlaps(
+    bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int
+) -> None:
+    first = _wide(bboxes1)
+    ious.copy_(_overlaps(first if aligned else first[:, None], _wide(bboxes2), offset, mode))
 
 
 def softnms(
@@ -101,7 +112,7 @@ def softnms(
         dets[i, 4] = scores[head]
         i += 1
 
-        overlap = _iou(boxes[head], boxes[tail], offset)
+        overlap = _overlaps(boxes[head], boxes[tail], offset).nan_to_num(0)
         if method == 2:
             scores[tail] *= (-(overlap * overlap) / sigma).exp()
         else:
@@ -123,10 +134,13 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     order = dets[:, 4].argsort(descending=True)
     while len(order):
         head, rest = order[0], order[1:]
-        matched = _iou(dets[head, :4], dets[rest, :4]) >= iou_threshold
+        matched = _overlaps(dets[head, :4], dets[rest, :4]) >= iou_threshold
         groups.append([int(head), *rest[matched].tolist()])
         order = rest[~matched]
     return groups
+
+
+# Pooling
 
 
 def _require_average(pool_mode: int) -> None:
@@ -134,6 +148,22 @@ def _require_average(pool_mode: int) -> None:
         raise NotImplementedError(
             "roi_align with pool_mode='max' is not available without the full mmcv: "
             f"use pool_mode='avg' (the default), or {_HOW_TO_GET}"
+        )
+
+
+def _require_boxes(rois: Tensor, spatial_scale: float, sampling_ratio: int, aligned: bool) -> None:
+    """Refuse what mmcv refuses on CPUs, and what makes torchvision read or reserve any memory."""
+    usable = torch.ones(len(rois), dtype=torch.bool)
+    if sampling_ratio > 0:
+        usable &= rois.isfinite().all(dim=1)
+    if aligned:
+        corners = _wide(rois[:, 1:]) * spatial_scale - 0.5
+        usable &= (corners[:, 2:] >= corners[:, :2]).all(dim=1)
+    if not bool(usable.all()):
+        raise ValueError(
+            f'roi_align: {int((~usable).sum())} of {len(rois)} rois are no boxes, first '
+            f'{rois[~usable][0].tolist()}; give (index, x1, y1, x2, y2) of finite numbers with '
+            'x1 <= x2 and y1 <= y2'
         )
 
 
@@ -152,6 +182,8 @@ def roi_align_forward(
 ) -> None:
     _require_average(pool_mode)
     wide = _wide(input)
+    if wide.device.type == 'cpu':
+        _require_boxes(rois, spatial_scale, sampling_ratio, aligned)
     output.copy_(
         torchvision_ops().roi_align(
             wide,
@@ -259,6 +291,70 @@ def _bin_shares(
         return torch.sparse_coo_tensor(index, torch.cat(shares), totals)
 
 
+def roi_pool_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    """Maximum of each bin, and the pixel that it is from (-1 for an empty bin).
+
+    torchvision rounds the corners of a RoI, mmcv does not and ends it one pixel later. Hence each
+    of mmcv's bins, whose edges are whole pixels, is passed to torchvision as a RoI of one bin.
+    """
+    wide = _wide(input)
+    height, width = wide.shape[2:]
+    rois = rois.to(wide.dtype)
+    start, end = rois[:, 1:3] * spatial_scale, (rois[:, 3:] + 1) * spatial_scale
+    edges: list[Tensor] = []
+    for axis, count, pixels in ((1, pooled_height, height), (0, pooled_width, width)):
+        step = (end - start)[:, axis, None] / count
+        at = torch.arange(count + 1, device=rois.device) * step + start[:, axis, None]
+        at = at.nan_to_num(0)
+        edges += [at[:, :-1].floor().clamp(0, pixels), at[:, 1:].ceil().clamp(0, pixels)]
+    y1, y2, x1, x2 = edges
+    y1, y2, x1, x2 = torch.broadcast_tensors(
+        y1[:, :, None], y2[:, :, None], x1[:, None], x2[:, None]
+    )
+    # torchvision gives each bin one pixel at least: put those without outside of the picture
+    empty = (y2 <= y1) | (x2 <= x1) | ~(end > start).all(dim=1)[:, None, None]
+    index = rois[:, 0, None, None].expand_as(y1)
+    bins = torch.stack([index, x1, y1.masked_fill(empty, height), x2 - 1, y2 - 1], dim=-1)
+    largest, pixel = torchvision_ops().roi_pool(wide, bins.view(-1, 5), 1.0, 1, 1)
+    for target, values in ((output, largest), (argmax, pixel)):
+        target.copy_(values.view(*y1.shape, input.size(1)).permute(0, 3, 1, 2))
+
+
+def roi_pool_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax: Tensor,
+    grad_input: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    wide = _wide(grad_output)
+    # of the RoIs, only the index of their picture is read
+    grad_input.copy_(
+        torchvision_ops()._roi_pool_backward(
+            wide,
+            rois.to(wide.dtype),
+            argmax,
+            spatial_scale,
+            pooled_height,
+            pooled_width,
+            *grad_input.shape,
+        )
+    )
+
+
+# Focal losses
+
+
 def _focal_entries(
     input: Tensor, target: Tensor, weight: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -298,6 +394,49 @@ def sigmoid_focal_loss_backward(
     as_positive = q**gamma * (q - gamma * p * logsigmoid(x))
     as_negative = p**gamma * (gamma * q * logsigmoid(-x) - p)
     grad_input.copy_(factor * torch.where(positive, as_positive, as_negative))
+
+
+def _target_entries(
+    softmax: Tensor, target: Tensor, weight: Tensor, alpha: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per row: probability of its target, logarithm of that, and the factor of its loss.
+
+    Rows with a negative target count for nothing.
+    """
+    label = target.clamp(min=0)
+    p = _wide(softmax).gather(1, label[:, None])[:, 0]
+    factor = torch.where(target >= 0, alpha, 0.0).to(p.dtype)
+    if weight.numel():
+        factor = factor * weight.to(p.dtype)[label]
+    return p, p.clamp(min=torch.finfo(torch.float32).tiny).log(), factor
+
+
+def softmax_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    p, log_p, factor = _target_entries(input, target, weight, alpha)
+    output.copy_(-factor * (1 - p) ** gamma * log_p)
+
+
+def softmax_focal_loss_backward(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    buff: Tensor,
+    grad_input: Tensor,
+    gamma: float,
+    alpha: float,
+) -> None:
+    p, log_p, factor = _target_entries(input, target, weight, alpha)
+    # 0 is the limit of what is infinity times 0 for a probability of 1 and a gamma below 1
+    slope = (gamma * (1 - p) ** (gamma - 1) * p * log_p).nan_to_num(0)
+    row = factor * (slope - (1 - p) ** gamma)
+    is_target = target[:, None] == torch.arange(input.size(1), device=target.device)
+    buff.copy_(row)
+    grad_input.copy_(row[:, None] * (is_target.to(p.dtype) - _wide(input)))
+
+
+# Deformable convolution and attention
 
 
 def _deform_conv_args(
@@ -528,6 +667,143 @@ def ms_deform_attn_backward(
         grads = torch.autograd.grad(output, inputs, grad_output)
     for target, grad in zip((grad_value, grad_sampling_loc, grad_attn_weight), grads, strict=True):
         target.copy_(grad)
+
+
+# Attention over windows, masked convolution, reassembly of features
+
+
+def psamask_forward(input: Tensor, output: Tensor, psa_type: int, num_: int, **sizes: int) -> None:
+    """Attention of each place over the whole map, from its attention over a window around it.
+
+    ``psa_type`` is 0 (collect: to the place, from all others) or 1 (distribute: the reverse).
+    """
+    whole = _psa_select(input, 1, sizes)
+    output.copy_((whole.transpose(1, 2) if psa_type else whole).reshape(output.shape))
+
+
+def psamask_backward(
+    grad_output: Tensor, grad_input: Tensor, psa_type: int, num_: int, **sizes: int
+) -> None:
+    whole = grad_output.flatten(2)
+    whole = (whole.transpose(1, 2) if psa_type else whole).reshape(grad_output.shape)
+    grad_input.copy_(_psa_select(whole, -1, sizes).view(grad_input.shape))
+
+
+def _psa_select(source: Tensor, sign: int, sizes: dict[str, int]) -> Tensor:
+    """Map for each place (columns) from the places of its window (sign 1), or the reverse (-1)."""
+    index, inside = [], []
+    for side in ('h', 'w'):
+        full, window = sizes[f'{side}_feature'], sizes[f'{side}_mask']
+        place = torch.arange(full, device=source.device)
+        here = place if sign > 0 else torch.arange(window, device=source.device)
+        there = here[:, None] - sign * (place - sizes[f'half_{side}_mask'])
+        index.append(there)
+        inside.append((there >= 0) & (there < (window if sign > 0 else full)))
+    across = sizes['w_mask'] if sign > 0 else sizes['w_feature']
+    place = (index[0][:, None, :, None] * across + index[1][:, None]).flatten(0, 1).flatten(1)
+    valid = (inside[0][:, None, :, None] & inside[1][:, None]).flatten(0, 1).flatten(1)
+    chosen = source.flatten(2).gather(1, place.where(valid, 0).expand(len(source), -1, -1))
+    return chosen.masked_fill(~valid, 0)
+
+
+def masked_im2col_forward(
+    im: Tensor,
+    mask_h_idx: Tensor,
+    mask_w_idx: Tensor,
+    col: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    pad_h: int,
+    pad_w: int,
+) -> None:
+    padded = pad(im[0], (pad_w, kernel_w, pad_h, kernel_h))
+    windows = padded.unfold(1, kernel_h, 1).unfold(2, kernel_w, 1)
+    chosen = windows[:, mask_h_idx, mask_w_idx]  # (channel, place, row, column)
+    col.copy_(chosen.permute(0, 2, 3, 1).reshape(col.shape))
+
+
+def masked_col2im_forward(
+    col: Tensor,
+    mask_h_idx: Tensor,
+    mask_w_idx: Tensor,
+    im: Tensor,
+    height: int,
+    width: int,
+    channels: int,
+) -> None:
+    im[0][:, mask_h_idx, mask_w_idx] = col
+
+
+def _reassemble(features: Tensor, masks: Tensor, kernel: int, groups: int, scale: int) -> Tensor:
+    """CARAFE: each output pixel is a sum of the window around its source, weighted by its mask."""
+    batch, channels, height, width = features.shape
+    padded = pad(_wide(features), [kernel // 2] * 4).unflatten(1, (groups, -1))
+    masks = _wide(masks).view(batch, groups, kernel**2, 1, height, scale, width, scale)
+    total = padded.new_zeros(())
+    for tap, (y, x) in enumerate(itertools.product(range(kernel), repeat=2)):
+        source = padded[..., y : y + height, x : x + width]
+        total = total + source[..., None, :, None] * masks[:, :, tap]
+    return total.view(batch, channels, height * scale, width * scale)
+
+
+def carafe_naive_forward(
+    features: Tensor,
+    masks: Tensor,
+    output: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> None:
+    output.copy_(_reassemble(features, masks, kernel_size, group_size, scale_factor))
+
+
+def carafe_naive_backward(
+    top_grad: Tensor,
+    features: Tensor,
+    masks: Tensor,
+    bottom_grad: Tensor,
+    mask_grad: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> None:
+    with torch.enable_grad():
+        features, masks = (tensor.detach().requires_grad_() for tensor in (features, masks))
+        output = _reassemble(features, masks, kernel_size, group_size, scale_factor)
+        grads = torch.autograd.grad(output, (features, masks), top_grad.to(output.dtype))
+    bottom_grad.copy_(grads[0])
+    mask_grad.copy_(grads[1])
+
+
+def carafe_forward(
+    features: Tensor,
+    masks: Tensor,
+    rfeatures: Tensor,
+    routput: Tensor,
+    rmasks: Tensor,
+    output: Tensor,
+    **how: int,
+) -> None:
+    rfeatures.copy_(features)  # all that the gradients get of the features
+    carafe_naive_forward(features, masks, output, **how)
+
+
+def carafe_backward(
+    top_grad: Tensor,
+    rfeatures: Tensor,
+    masks: Tensor,
+    rtop_grad: Tensor,
+    rbottom_grad_hs: Tensor,
+    rbottom_grad: Tensor,
+    rmask_grad: Tensor,
+    bottom_grad: Tensor,
+    mask_grad: Tensor,
+    **how: int,
+) -> None:
+    carafe_naive_backward(top_grad, rfeatures, masks, bottom_grad, mask_grad, **how)
+
+
+# What mmcv asks of the module itself
 
 
 def get_compiler_version() -> str:

@@ -14,6 +14,7 @@ WRAPPERS = [
     importlib.import_module(f'mmcv.ops.{name}')
     for name in (
         'nms',
+        'bbox',
         'roi_align',
         'roi_pool',
         'focal_loss',
@@ -21,6 +22,9 @@ WRAPPERS = [
         'modulated_deform_conv',
         'multi_scale_deform_attn',
         'carafe',
+        'psa_mask',
+        'masked_conv',
+        'deform_roi_pool',
         'info',
     )
 ]

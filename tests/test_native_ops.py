@@ -172,6 +172,39 @@ def test_nms_match():
     assert max(map(len, groups)) > 1
 
 
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('offset', [0, 1])
+@pytest.mark.parametrize('mode', ['iou', 'iof'])
+def test_bbox_overlaps(mode, offset, device):
+    generator = torch.Generator().manual_seed(11)
+    first, second = (random_boxes(n, generator, size=20.0).to(device) for n in (7, 9))
+
+    def reference(a, b):
+        if mode == 'iou':
+            return reference_iou(a, b, offset)
+        both = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]) + offset
+        return both.clip(min=0).prod() / (a[2:] - a[:2] + offset).prod()
+
+    result = compare(ops.bbox_overlaps, first, second, mode, False, offset)
+    boxes = [x.cpu().numpy() for x in (first, second)]
+    expected = np.float32([[reference(a, b) for b in boxes[1]] for a in boxes[0]])
+    assert 10 < (expected > 0).sum() < 60
+    np.testing.assert_allclose(result.cpu().numpy(), expected, rtol=1e-5, atol=1e-6)
+    aligned = compare(ops.bbox_overlaps, first, second[:7], mode, True, offset)
+    assert torch.equal(aligned, result.diagonal())
+    half = ops.bbox_overlaps(first.half(), second.half(), mode, False, offset)
+    whole = ops.bbox_overlaps(first.half().float(), second.half().float(), mode, False, offset)
+    assert torch.equal(half, whole.half())
+
+
+def test_bbox_overlaps_of_empty_boxes():
+    boxes = torch.tensor([[3.0, 3, 3, 3], [0, 0, 4, 4]])
+    result = ops.bbox_overlaps(boxes, boxes)
+    assert result.isnan().tolist() == [[True, False], [False, False]]  # 0 of 0, as in mmcv
+    assert ops.bbox_overlaps(boxes, boxes, offset=1).diagonal().tolist() == [1, 1]
+    assert ops.bbox_overlaps(boxes[:0], boxes).shape == (0, 2)
+
+
 # Pooling
 
 
@@ -305,6 +338,101 @@ def test_roi_align_where_the_matrix_would_be_too_large():
     torch.testing.assert_close(large, pixels.T.reshape(1, 2, 8, 8), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize('ratio', [0, 2])
+@pytest.mark.parametrize(
+    'roi', [[0.0, 6, 1, 5, 5], [0, 1, 6, 5, 5], [0, math.nan, 1, 5, 5], [0, 5, 5, -math.inf, 5]]
+)
+def test_roi_align_refuses_rois_that_are_no_boxes(roi, ratio):
+    image = torch.rand(1, 1, 8, 8)
+    rois = torch.stack([torch.tensor([0.0, 1, 1, 1, 1]), torch.tensor(roi)])
+    with pytest.raises(ValueError, match=r'roi_align: 1 of 2 rois .*x1 <= x2'):
+        ops.roi_align(image, rois, 2, 1.0, ratio, 'avg', True)
+
+
+def test_roi_align_that_is_not_aligned_widens_reversed_rois():
+    image = torch.rand(1, 1, 8, 8)
+    reversed_, small = torch.tensor([[0.0, 4, 4, 1, 1]]), torch.tensor([[0.0, 4, 4, 5, 5]])
+    results = [
+        compare(ops.roi_align, image, x, 2, 1.0, 2, 'avg', False) for x in (reversed_, small)
+    ]
+    assert torch.equal(*results)
+    with pytest.raises(ValueError, match='roi_align: 1 of 1 rois'):
+        ops.roi_align(image, torch.tensor([[0.0, 1, 1, math.inf, 5]]), 2, 1.0, 2, 'avg', False)
+
+
+def reference_roi_pool(image, rois, size, scale):
+    """Maximum of every bin in float32, as mmcv's kernel defines the bins, and its pixel."""
+    _, channels, height, width = image.shape
+    output = np.zeros((len(rois), channels, *size), np.float32)
+    argmax = np.full(output.shape, -1)
+    scale, one = np.float32(scale), np.float32(1)
+    for n, (index, x1, y1, x2, y2) in enumerate(np.float32(rois)):
+        start = np.array([y1, x1]) * scale
+        extent = np.array([y2 + one, x2 + one]) * scale - start
+        if (extent <= 0).any():
+            continue
+        for c, *place in np.ndindex(channels, *size):
+            sides = []
+            for axis, length in ((0, height), (1, width)):
+                step = extent[axis] / np.float32(size[axis])
+                low = np.floor(np.float32(place[axis]) * step + start[axis])
+                high = np.ceil(np.float32(place[axis] + 1) * step + start[axis])
+                sides.append(range(*(int(np.clip(x, 0, length)) for x in (low, high))))
+            pixels = [y * width + x for y in sides[0] for x in sides[1]]
+            if pixels:
+                values = image[int(index), c].numpy().ravel()[pixels]
+                output[(n, c, *place)] = values.max()
+                argmax[(n, c, *place)] = pixels[values.argmax()]
+    return torch.from_numpy(output), torch.from_numpy(argmax)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('scale', [1.0, 0.5, 1 / 3])
+def test_roi_pool(scale, device):
+    generator = torch.Generator().manual_seed(12)
+    image = torch.randint(-9, 0, (2, 3, 7, 9), generator=generator).float()  # has equal maxima
+    corner = torch.rand(20, 2, generator=generator) * 30 - 5
+    extent = torch.rand(20, 2, generator=generator) * 25 - 1  # to the end of the last pixel
+    index = torch.randint(0, 2, (20, 1), generator=generator)
+    rois = torch.cat([ROIS.float(), torch.cat([index, corner, corner + extent], dim=1)])
+    expected, argmax = reference_roi_pool(image, rois.numpy(), (2, 3), scale)
+    assert (argmax < 0).any()
+    gradient = torch.zeros_like(image).flatten(2)
+    weight = torch.linspace(-1, 1, expected.numel()).view_as(expected)
+    for n, c, *place in np.ndindex(*argmax.shape):
+        if argmax[(n, c, *place)] >= 0:
+            gradient[int(rois[n, 0]), c, argmax[(n, c, *place)]] += weight[(n, c, *place)]
+    rois = rois.to(device)
+    result = compare(
+        output_and_gradients,
+        lambda x: ops.roi_pool(x, rois, (2, 3), scale),
+        image.to(device),
+        compiled=device == 'cuda',
+    )
+    assert torch.equal(result[0].cpu(), expected)
+    torch.testing.assert_close(result[1].cpu().flatten(2), gradient)
+
+
+def test_roi_pool_of_rois_without_pixels():
+    image = torch.rand(1, 2, 5, 6) + 1
+    rois = torch.tensor(
+        [[0.0, 4, 4, 2, 2], [0, 9, 9, 20, 20], [0, math.nan, 1, 5, 5], [0, -math.inf, 0, 5, 4]]
+    )
+    output, gradient = output_and_gradients(lambda x: ops.roi_pool(x, rois, 2), image)
+    assert not output.any()
+    assert not gradient.any()
+    assert ops.roi_pool(image, rois[:0], 2).shape == (0, 2, 2, 2)
+
+
+def test_roi_pool_gradcheck_and_half_precision():
+    image = torch.randperm(60, generator=torch.Generator().manual_seed(13)).view(2, 1, 5, 6)
+    rois = ROIS[:3].double()
+    exact = image.double().requires_grad_()
+    assert gradcheck(lambda x: ops.roi_pool(x, rois, 2, 0.5), exact)
+    half = ops.roi_pool(image.half(), rois.half(), 2, 0.5)
+    assert torch.equal(half, ops.roi_pool(image.float(), rois.float(), 2, 0.5).half())
+
+
 def test_max_pooling_is_refused_by_name():
     with pytest.raises(NotImplementedError, match=r"pool_mode='max'.*full mmcv"):
         ops.roi_align(torch.rand(1, 1, 4, 4), ROIS[:1], 2, 1.0, 0, 'max')
@@ -365,15 +493,145 @@ def test_sigmoid_focal_loss_of_extreme_logits_in_half_precision(dtype):
     assert gradient.isfinite().all()
 
 
+def reference_softmax_focal(x, target, gamma, alpha, weight=None):
+    log_p = x.log_softmax(dim=1).gather(1, target.clamp(min=0)[:, None])[:, 0]
+    loss = -alpha * (1 - log_p.exp()) ** gamma * log_p * (target >= 0)
+    return loss if weight is None else loss * weight[target.clamp(min=0)]
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize(('gamma', 'alpha'), [(2.0, 0.25), (1.5, 0.5), (0.0, 0.5)])
+@pytest.mark.parametrize('weighted', [False, True])
+def test_softmax_focal_loss(weighted, gamma, alpha, device):
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(14)).to(device) * 3
+    target = torch.tensor([0, 1, 2, 3, 3, 0], device=device)
+    weight = torch.tensor([1.0, 2, 0.5, 3], device=device) if weighted else None
+
+    def loss(x):
+        return ops.softmax_focal_loss(x, target, gamma, alpha, weight, 'none')
+
+    def reference(x):
+        return reference_softmax_focal(x, target, gamma, alpha, weight)
+
+    result = compare(loss, logits, compiled=device == 'cuda')
+    torch.testing.assert_close(result, reference(logits), rtol=1e-4, atol=1e-6)
+    for reduction in ('mean', 'sum'):
+        result = compare(
+            output_and_gradients,
+            lambda x, r=reduction: ops.softmax_focal_loss(x, target, gamma, alpha, weight, r),
+            logits,
+            compiled=device == 'cuda',
+        )
+        expected = output_and_gradients(lambda x, r=reduction: getattr(reference(x), r)(), logits)
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-6)
+    assert gradcheck(
+        lambda x: ops.softmax_focal_loss(
+            x, target, gamma, alpha, None if weight is None else weight.double(), 'sum'
+        ),
+        logits.double().requires_grad_(),
+    )
+
+
+def test_softmax_focal_loss_ignores_negative_targets():
+    logits, target = torch.randn(3, 4), torch.tensor([1, -1, 2])
+    loss, gradient = output_and_gradients(
+        lambda x: ops.softmax_focal_loss(x, target, 2.0, 0.25, torch.ones(4), 'sum'), logits
+    )
+    expected = reference_softmax_focal(logits, target, 2.0, 0.25).sum()
+    torch.testing.assert_close(loss, expected)
+    assert gradient.any(dim=1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize('gamma', [0.0, 0.5, 2.0])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
+def test_softmax_focal_loss_of_extreme_logits(dtype, gamma):
+    logits = torch.tensor([[-60.0, 60.0], [60.0, -60.0], [0.0, 3.0]], dtype=dtype)
+    target = torch.tensor([0, 0, 1])
+    loss, gradient = output_and_gradients(
+        lambda x: ops.softmax_focal_loss(x, target, gamma, 0.25, None, 'sum'), logits
+    )
+    # the probability of 0 is raised to the smallest float32, as in mmcv
+    assert 20 < float(loss) < 25
+    assert loss.dtype == gradient.dtype == dtype
+    assert gradient.isfinite().all()
+
+
+# Attention over windows, masked convolution, reassembly
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('kind', ['collect', 'distribute'])
+@pytest.mark.parametrize('window', [(3, 5), (4, 4), (11, 9), (1, 1)])
+def test_psa_mask(window, kind, device):
+    height, width = 5, 4
+    mask = torch.randn(2, math.prod(window), height, width)
+    expected = torch.zeros(2, height * width, height * width)
+    for i, j, y, x in np.ndindex(*window, height, width):
+        row, column = y + i - (window[0] - 1) // 2, x + j - (window[1] - 1) // 2
+        if 0 <= row < height and 0 <= column < width:
+            expected[:, row * width + column, y * width + x] = mask[:, i * window[1] + j, y, x]
+    if kind == 'distribute':
+        expected = expected.transpose(1, 2)
+    pool = ops.PSAMask(kind, window)
+    output, gradient = compare(output_and_gradients, pool, mask.to(device))
+    assert torch.equal(output.cpu().flatten(2), expected)
+    # The operator is linear: its gradient is known from outputs alone.
+    weight = torch.linspace(-1, 1, output.numel(), device=device).view_as(output)
+    direction = torch.randn_like(gradient)
+    torch.testing.assert_close(
+        (gradient * direction).sum(), (pool(direction) * weight).sum(), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize(('kernel', 'padding'), [(3, 1), ((1, 3), (0, 1)), (1, 0)])
+def test_masked_convolution(kernel, padding, device):
+    torch.manual_seed(0)
+    conv = ops.MaskedConv2d(3, 4, kernel, padding=padding).to(device)
+    image = torch.randn(1, 3, 6, 5, device=device)
+    mask = (torch.rand(1, 6, 5, device=device) > 0.5).float()
+    result = compare(conv, image, mask, compiled=device == 'cuda')
+    torch.testing.assert_close(result, conv(image) * mask[:, None], rtol=1e-4, atol=1e-5)
+    assert not conv(image, mask * 0).any()
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize(('kernel', 'groups', 'scale'), [(3, 2, 2), (5, 1, 3), (1, 4, 1)])
+def test_carafe(kernel, groups, scale, device):
+    generator = torch.Generator().manual_seed(15)
+    features = torch.randn(2, 4, 3, 4, generator=generator, dtype=torch.float64).to(device)
+    masks = torch.randn(
+        2, groups * kernel**2, 3 * scale, 4 * scale, generator=generator, dtype=torch.float64
+    ).to(device)
+    expected = torch.zeros(2, 4, 3 * scale, 4 * scale, dtype=torch.float64, device=device)
+    for c, y, x, i, j in np.ndindex(*expected.shape[1:], kernel, kernel):
+        row, column = y // scale + i - kernel // 2, x // scale + j - kernel // 2
+        if 0 <= row < 3 and 0 <= column < 4:
+            mask = masks[:, (c // (4 // groups) * kernel + i) * kernel + j, y, x]
+            expected[:, c, y, x] += features[:, c, row, column] * mask
+
+    how = kernel, groups, scale
+    on_cuda = device == 'cuda'
+    output = compare(
+        output_and_gradients, lambda f, m: ops.carafe(f, m, *how), features, masks, compiled=on_cuda
+    )[0]
+    torch.testing.assert_close(output, expected)
+    naive = compare(ops.carafe_naive, features, masks, *how, compiled=on_cuda)
+    torch.testing.assert_close(naive, expected)
+    inputs = features.requires_grad_(), masks.requires_grad_()
+    assert gradcheck(lambda f, m: ops.carafe(f, m, *how), inputs, fast_mode=True)
+
+
 # What is not there
 
 
 def test_other_operators_can_be_imported_and_fail_by_name_when_called():
-    with pytest.raises(NotImplementedError, match=r"'roi_pool_forward'.*mmcv==2\.1\.0"):
-        ops.RoIPool(2)(torch.rand(1, 1, 4, 4), ROIS[:1])
-    with pytest.raises(NotImplementedError, match="'carafe_forward'"):
-        ops.carafe(torch.rand(1, 4, 4, 4), torch.rand(1, 9, 8, 8), 3, 1, 2)
-    assert native_ops.carafe_forward.__name__ == 'carafe_forward'
+    rois, offset = ROIS[:1].float(), torch.tensor([])
+    with pytest.raises(NotImplementedError, match=r"'deform_roi_pool_forward'.*mmcv==2\.1\.0"):
+        ops.deform_roi_pool(torch.rand(1, 1, 4, 4), rois, offset, (2, 2), 1.0, 2, 0.1)
+    with pytest.raises(NotImplementedError, match="'nms_rotated'"):
+        ops.nms_rotated(torch.rand(2, 5), torch.rand(2), 0.5)
+    assert native_ops.border_align_forward.__name__ == 'border_align_forward'
     with pytest.raises(AttributeError, match='_private'):
         native_ops._private  # noqa: B018
 
