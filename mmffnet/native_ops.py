@@ -5,7 +5,7 @@ mmcv-lite ships the Python side of ``mmcv.ops`` without its compiled functions. 
 module, so the functions below have the names, arguments and in-place outputs that mmcv's wrappers
 expect. The numbers are mmcv's as well, also where torchvision computes something else under the
 same name (RoIPool). A native function that is not covered can be imported, and says what to do when
-it is called.
+it is called. docs/operators.md lists all of them.
 
 Half precision is computed in float32 and rounded once at the end. This file must not import from
 the package: it is executed while mmcv, mmdet or mmseg are only half imported.
