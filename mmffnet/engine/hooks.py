@@ -216,11 +216,16 @@ class ExactResumeHook(Hook):
 class WholeCheckpointHook(Hook):
     """Refuses a checkpoint that does not fit, where mmengine says so in the log and goes on.
 
-    What is tested must be filled completely. A training may begin (``load_from``) from a model with
-    other heads, but not with a part of an FFNet.
+    What is tested must be filled completely, and testing never resumes, whatever the config of a
+    training that did resume says. A training may begin (``load_from``) from a model with other
+    heads, but not with a part of an FFNet.
     """
 
     priority = 'HIGHEST'
+
+    def before_run(self, runner: Runner) -> None:
+        if not isinstance(runner._train_loop, BaseLoop):  # it is built for a training only
+            runner._resume = False
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         # FlexibleRunner's strategies spread the weights over processes before they load

@@ -163,7 +163,7 @@ def test_config(
     Raises:
         UsageError: If data are missing, or an option does not fit the config.
     """
-    cfg.load_from = check_checkpoint(checkpoint)
+    cfg.resume, cfg.load_from = False, check_checkpoint(checkpoint)
     _add_hook(cfg, 'WholeCheckpointHook')
     if cfg.filename:
         # mmengine writes the config to the work directory: not over that of the training

@@ -1,5 +1,6 @@
 """What a training does when it is repeated, resumed in other circumstances, or goes wrong."""
 
+import copy
 import runpy
 import shutil
 
@@ -14,6 +15,7 @@ from torch.utils.data import BatchSampler
 import mmffnet
 from mmffnet.compat import read_checkpoint
 from mmffnet.engine import ChannelsLastHook, CompileHook, FuseHook
+from mmffnet.engine import runner as engine_runner
 from mmffnet.engine.hooks import _Batches, seed_generators
 
 
@@ -280,6 +282,33 @@ def test_all_processes_agree_on_what_is_no_number(toy, tmp_path):
         loss=['epoch_1.pth'],
         numbers=['epoch_1.pth', 'epoch_2.pth'],
     )
+
+
+@pytest.mark.parametrize('prepared', [True, False], ids=['tools', 'plain'])
+def test_testing_never_resumes(toy, tmp_path, prepared):
+    """With the config that a resumed training left behind, by our tools or those of others."""
+    cfg = toy.toy_config(tmp_path / 'work')
+    cfg.custom_hooks = [dict(type='WholeCheckpointHook')]
+    cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = cfg.param_scheduler = None
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    cfg.resume, cfg.load_from = True, 'epoch_4.pth'
+    model = MODELS.build(cfg.model)
+    whole, part = tmp_path / 'whole.pth', tmp_path / 'part.pth'
+    torch.save(model.state_dict(), whole)  # nothing but weights, as official files
+    torch.save({k: v for k, v in model.state_dict().items() if 'head' not in k}, part)
+
+    def test(path):
+        config = copy.deepcopy(cfg)
+        config.load_from = str(path)
+        runner = engine_runner.build_runner(
+            engine_runner.test_config(config, str(path)) if prepared else config
+        )
+        runner.test()
+        return runner.model
+
+    assert toy.differences(model.state_dict(), test(whole).state_dict()) == []
+    with pytest.raises(ValueError, match=r'does not fill 2 of .* head'):
+        test(part)
 
 
 class Runner:

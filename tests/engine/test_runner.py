@@ -74,8 +74,9 @@ def test_data_behind_a_wrapper_and_remote_data(tmp_path):
 
 def test_options_of_test_for_mmdet(checkpoint):
     pytest.importorskip('mmdet')
-    cfg = test_config(read(DETECTOR), checkpoint, out='out.pkl', show_dir='shown', wait_time=1.0)
-    assert cfg.load_from == checkpoint
+    resumed = read(DETECTOR, resume=True, load_from='epoch_2.pth')
+    cfg = test_config(resumed, checkpoint, out='out.pkl', show_dir='shown', wait_time=1.0)
+    assert (cfg.resume, cfg.load_from) == (False, checkpoint)
     assert cfg.test_evaluator[-1] == dict(type='mmdet.DumpDetResults', out_file_path='out.pkl')
     assert cfg.test_evaluator[0].type == 'CocoMetric'
     hook = cfg.default_hooks.visualization
