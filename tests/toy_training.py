@@ -224,6 +224,10 @@ def await_signal(runner: Any, number: int, here: Path) -> None:
         time.sleep(0.01)
 
 
+def send(runner: Any, number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
 def limit_file_size(runner: Any, size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
@@ -303,6 +307,7 @@ class Child:
 def _run(function: Callable, log: Path, *args: Any) -> None:
     sys.stdout = sys.stderr = log.open('a', buffering=1)
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background
     gc.freeze()  # mmengine collects garbage, and there is much to look through here
     function(*args)
 

@@ -21,7 +21,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 from ..checkpoint import whole_file
@@ -62,7 +62,8 @@ class SafeCheckpointHook(CheckpointHook):
     - On SIGTERM (which a cluster sends before it takes a machine away) and on Ctrl-C, every process
       finishes its iteration (during validation: the validation and one more iteration), the main
       one writes ``stopped_iter_<number>.pth``, and all of them exit with status 128 + signal (143
-      and 130). A second Ctrl-C interrupts at once.
+      and 130). A second Ctrl-C interrupts at once. Signals that are ignored when training begins
+      stay ignored, and however it ends, what handled them before handles them again.
     - Resuming without naming a checkpoint (``resume=True``, ``load_from=None``) takes the newest
       one that is whole.
 
@@ -84,7 +85,6 @@ class SafeCheckpointHook(CheckpointHook):
         if self._local:
             self.backend_args = dict(backend='whole_file')
         self._signal = 0
-        self._handlers: dict[int, Any] = {}
         self._saved = -1  # the number of iterations in the newest checkpoint
         self._place: dict[str, int] = {}  # the epoch and iteration of the one being written
 
@@ -92,6 +92,30 @@ class SafeCheckpointHook(CheckpointHook):
         if runner._resume is True and runner._load_from is None:
             runner._load_from = find_checkpoint(runner.work_dir)
             runner._resume = runner._load_from is not None
+        loop: Any = runner._train_loop
+        if isinstance(loop, BaseLoop):  # it is built for a training only
+            loop.run = partial(self._run, loop, loop.run)
+
+    def _run(self, loop: Any, run: Callable[[], Any]) -> Any:
+        vars(loop).pop('run', None)
+        with self._awaiting_signals():
+            return run()
+
+    @contextmanager
+    def _awaiting_signals(self) -> Iterator[None]:
+        """Takes signals, but for those that somebody ignores, as shells do for background jobs."""
+        handlers: dict[int, Any] = {}
+        self._signal = 0
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                handler = signal.getsignal(number)
+                if handler not in (signal.SIG_IGN, None):  # None could not be put back
+                    handlers[number] = signal.signal(number, self._ask_to_stop)
+        try:
+            yield
+        finally:
+            for taken, handler in handlers.items():
+                signal.signal(taken, handler)
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
@@ -104,9 +128,6 @@ class SafeCheckpointHook(CheckpointHook):
             if loop is not None:
                 loader = loop.dataloader
                 loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._ask_to_stop)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         # FlexibleRunner works it out anew, and is ahead after a validation
@@ -114,8 +135,6 @@ class SafeCheckpointHook(CheckpointHook):
 
     def after_train(self, runner: Runner) -> None:
         super().after_train(runner)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
         barrier()  # a process that is gone can take the connections of the others with it
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:

@@ -1,5 +1,6 @@
 """Trainings that are killed, stopped, out of disk space, and resumed."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -87,6 +88,55 @@ def test_second_interrupt_is_immediate():
     hook._ask_to_stop(signal.SIGTERM, None)
     with pytest.raises(KeyboardInterrupt):
         hook._ask_to_stop(signal.SIGINT, None)
+
+
+@pytest.fixture
+def handlers():
+    """Handlers to be found again: Ctrl-C raises, SIGTERM does what it does by default."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def raise_error(runner):
+    raise ArithmeticError
+
+
+@pytest.mark.parametrize(
+    ('action', 'arguments', 'error'),
+    [
+        (raise_error, [], ArithmeticError),
+        ('send', [signal.SIGINT], SystemExit),
+        (None, [], None),
+    ],
+    ids=['error', 'stopped', 'finished'],
+)
+def test_handlers_of_signals_are_put_back(toy, tmp_path, handlers, action, arguments, error):
+    found = []
+    hooks = [toy.At('before_train_iter', 3, lambda runner: found.append(current()))]
+    if action:
+        action = getattr(toy, action) if isinstance(action, str) else action
+        hooks.append(toy.At('before_train_iter', 4, action, *arguments))
+
+    def current():
+        return {number: signal.getsignal(number) for number in handlers}
+
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        toy.train(toy.toy_config(tmp_path), None, *hooks)
+    assert current() == handlers
+    assert all(handler not in handlers.values() for handler in found[0].values())
+
+
+def test_ignored_signals_stay_ignored(toy, tmp_path, handlers):
+    """As in a background job of a script."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    hook = toy.At('before_train_iter', 4, toy.send, signal.SIGINT)
+    toy.train(toy.toy_config(tmp_path), None, hook)
+    assert find_checkpoint(tmp_path) == str(tmp_path / 'epoch_4.pth')
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_no_space_left(toy, tmp_path):

@@ -143,7 +143,12 @@ def test_ctrl_c_is_no_traceback(tool, proxy, tmp_path):
     proxy.files['ADEChallengeData2016.zip'] = bytes(600_000)
     proxy.faults = [{'stall': 300_000}]
     receiver, sender = fork.Pipe(duplex=False)
-    child = fork.Process(target=lambda: sender.send(tool('ade20k', '--root', tmp_path)))
+
+    def run():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+        sender.send(tool('ade20k', '--root', tmp_path))
+
+    child = fork.Process(target=run)
     child.start()
     part = tmp_path / 'archives' / 'ADEChallengeData2016.zip.part'
     deadline = time.monotonic() + 10
