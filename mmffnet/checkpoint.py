@@ -2,7 +2,7 @@
 
 import os
 import re
-import tempfile
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -335,23 +335,17 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
+    # made without tempfile, whose files are for their owner alone
+    unfinished = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
     try:
-        with os.fdopen(handle, 'wb') as file:
+        with unfinished.open('xb') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(path)
+        unfinished.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def convert_names(state: dict[str, Tensor], to: str) -> OrderedDict[str, Tensor]:

@@ -419,6 +419,18 @@ def test_saving_is_atomic(tmp_path):
     assert torch.load(path, weights_only=True)['a'].sum() == 0
 
 
+def test_saving_leaves_the_umask_alone(tmp_path, monkeypatch):
+    """It belongs to the whole process, whose other threads create files as well."""
+    before = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, 'umask', lambda mask: pytest.fail('the umask was changed'))
+            save_atomically({}, tmp_path / 'a.pth')
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / 'a.pth').stat().st_mode) == 0o640
+
+
 def test_copies_of_a_network_load_on_their_own(source):
     twin = copy.deepcopy(build(out_norm_cfg=None))
     twin.load_state_dict({FFNET_NAMES.to_official(k): v for k, v in source.items()})
