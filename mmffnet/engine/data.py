@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine import fileio
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 #: What `tools/prepare_data.py` can fetch, by type of data set and the name of its folder
@@ -235,13 +237,15 @@ def name_bad_samples(dataset: Any) -> None:
     It also warns of pictures that have another size than their annotations were made for.
 
     Args:
-        dataset (Dataset): Any data set with indices; gets torch's ``__getitems__``.
+        dataset (Dataset): Any data set with indices and a length; gets torch's ``__getitems__``.
     """
-    if not hasattr(dataset, '__getitems__'):
-        dataset.__getitems__ = partial(_load_samples, dataset)
+    if hasattr(dataset, '__len__') and not hasattr(dataset, '__getitems__'):
+        # shared with workers, which may be new ones in every epoch
+        compared = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
+        dataset.__getitems__ = partial(_load_samples, dataset, compared)
 
 
-def _load_samples(dataset: Any, indices: Sequence[int]) -> list:
+def _load_samples(dataset: Any, compared: Tensor, indices: Sequence[int]) -> list:
     samples = []
     for index in indices:
         try:
@@ -255,7 +259,9 @@ def _load_samples(dataset: Any, indices: Sequence[int]) -> list:
             if error.args == ('mask',):  # mmdet looks for it in the object
                 text += ' (an object in this picture has no segmentation, which masks need)'
             raise BadSampleError(text) from error
-        _compare_size(_info(dataset, index), samples[-1])
+        if not compared[index]:  # annotations take a while to read
+            _compare_size(_info(dataset, index), samples[-1])
+            compared[index] = True
     return samples
 
 

@@ -5,13 +5,20 @@ import json
 from functools import partial
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from mmffnet.datasets import ensure_shapes
-from mmffnet.engine.data import _build_dataloader, check_samples, find_missing_data
+from mmffnet.engine.data import (
+    _build_dataloader,
+    check_samples,
+    find_missing_data,
+    name_bad_samples,
+)
 from mmffnet.engine.runner import read_config
 
 DETECTOR = 'detection/maskrcnn_ffnet2_coco.py'
@@ -207,6 +214,26 @@ def test_picture_of_another_size_is_reported(coco, caplog):
     (text,) = [record.message for record in caplog.records if 'pixels' in record.message]
     assert 'train_00000.png is 48 x ' in text
     assert 'its annotations are for 4000 x ' in text
+
+
+class Counted(list):
+    """Counts in all processes how often its annotations are read."""
+
+    count = torch.zeros(1, dtype=torch.long).share_memory_()
+
+    def get_data_info(self, index):
+        self.count += 1
+        return {}
+
+
+def test_sizes_are_compared_once():
+    """Not in every epoch, whose workers are new ones."""
+    data = Counted(dict(value=number) for number in range(6))
+    name_bad_samples(data)
+    loader = DataLoader(data, batch_size=2, num_workers=1)
+    for _ in range(2):
+        assert sum(int(batch['value'].sum()) for batch in loader) == 15
+    assert int(data.count) == 6
 
 
 def test_pipeline_that_rejects_everything_gives_up(coco):
