@@ -74,11 +74,15 @@ class ToyClassifier(BaseModel):
 
 @METRICS.register_module()
 class MeanScore(BaseMetric):
+    def __init__(self, sign: int = 1) -> None:
+        super().__init__()
+        self.sign = sign
+
     def process(self, data_batch: Any, data_samples: list[Tensor]) -> None:
         self.results += [float(scores.sum()) for scores in data_samples]
 
     def compute_metrics(self, results: list) -> dict:
-        return dict(mean=float(np.mean(results)))
+        return dict(mean=self.sign * float(np.mean(results)))
 
 
 @OPTIM_WRAPPERS.register_module()

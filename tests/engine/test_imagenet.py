@@ -1,5 +1,6 @@
 """The schedule and the hook of the official ImageNet recipe."""
 
+import copy
 import json
 import runpy
 import socket
@@ -10,6 +11,9 @@ from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
 from mmffnet.compat import read_checkpoint
+from mmffnet.engine.runner import build_runner, test_config
+
+test_config.__test__ = False  # a function of ours, not a test
 
 
 def schedule(lr=1e-3, groups=1, **settings):
@@ -90,6 +94,53 @@ def test_the_better_of_raw_and_averaged_weights_counts(toy, tmp_path):
     # the raw weights go on being trained, and both are saved
     averaged, raw = checkpoint['state_dict'], checkpoint['ema_state_dict']
     assert not torch.equal(averaged['head.1.weight'], raw['module.head.1.weight'])
+
+
+@pytest.mark.parametrize(
+    ('kind', 'sign', 'winner'),
+    [('EMAHook', 1, 'mean'), ('RawAndEMAHook', 1, 'mean'), ('RawAndEMAHook', -1, 'mean_raw')],
+)
+def test_best_checkpoint_scores_what_it_was_chosen_for(toy, tmp_path, kind, sign, winner):
+    """Its ``state_dict`` holds the weights that reached the score, raw or averaged."""
+    settings = dict(
+        custom_hooks=[dict(type=kind, momentum=0.1, update_buffers=True)],
+        val_evaluator=dict(type='MeanScore', sign=sign),
+        test_evaluator=dict(type='MeanScore', sign=sign),
+    )
+    cfg = toy.toy_config(tmp_path, **settings, **{'train_cfg.val_interval': 1})
+    toy.train(cfg)
+    (path,) = tmp_path.glob('best_*.pth')
+    checkpoint = read_checkpoint(path)
+    best = checkpoint['message_hub']['runtime_info']['best_score']
+    (log,) = tmp_path.glob('*/vis_data/scalars.json')
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert best in [line[winner] for line in lines if winner in line]
+
+    cfg = toy.toy_config(tmp_path / 'test', **settings)
+    found = build_runner(test_config(cfg, str(path))).test()
+    assert found['mean'] == pytest.approx(best, rel=1e-6)
+
+    # resumed, the raw weights are trained and the averages go on, in any case
+    resumed = {}
+    keep = toy.At(
+        'before_train', checkpoint['meta']['iter'], lambda runner: resumed.update(copied(runner))
+    )
+    toy.train(toy.toy_config(tmp_path / 'resumed', **settings), str(path), keep)
+    raw, average = checkpoint['ema_state_dict'], checkpoint['state_dict']
+    if winner == 'mean_raw':
+        raw, average = average, raw
+    expected = [
+        {name.removeprefix('module.'): value for name, value in state.items() if name != 'steps'}
+        for state in (raw, average)
+    ]
+    assert toy.differences(expected[0], resumed['raw']) == []
+    assert toy.differences(expected[1], resumed['average']) == []
+
+
+def copied(runner):
+    average = next(hook.ema_model for hook in runner.hooks if hasattr(hook, 'ema_model'))
+    states = dict(raw=runner.model.state_dict(), average=average.module.state_dict())
+    return copy.deepcopy(states)
 
 
 RANK = """
