@@ -388,6 +388,10 @@ class ChannelsLastHook(Hook):
     """Keeps a model in PyTorch's memory format ``channels_last``.
 
     Convolutions pass the format of their weights on, so the pictures need not be converted.
+
+    DistributedDataParallel lays out its gradients like the weights that it finds. Hooks come after
+    it, so :func:`~.runner.build_runner` converts the model already when it sees this hook in the
+    config. With a runner of another type torch warns once of strides that do not match.
     """
 
     priority = 'LOW'  # after FuseHook, which makes new weights

@@ -20,6 +20,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 
 from mmffnet.compat import DamagedCheckpointError
 from mmffnet.paths import config_path
@@ -193,7 +194,10 @@ def build_runner(cfg: Config) -> Runner:
     """
     if cfg.get('launcher', 'none') != 'none' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
-    build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
+    hooks = [_type(hook) for hook in cfg.get('custom_hooks') or []]
+    names = [str(getattr(kind, '__name__', kind)).rpartition('.')[2] for kind in hooks]
+    kind = _ChannelsLast if 'ChannelsLastHook' in names else Runner
+    build = RUNNERS.build if 'runner_type' in cfg else kind.from_cfg
     try:
         runner = build(cfg)
     except (OSError, ValueError) as error:  # arguments that a model refuses, say
@@ -201,6 +205,14 @@ def build_runner(cfg: Config) -> Runner:
     check_samples(runner)
     check_labels(runner)
     return runner
+
+
+class _ChannelsLast(Runner):
+    """Sets the memory format before DistributedDataParallel makes its gradients after it."""
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return super().wrap_model(model_wrapper_cfg, model)
 
 
 def run(runner: Runner, task: str) -> Any:

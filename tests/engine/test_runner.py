@@ -11,8 +11,14 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 
-from mmffnet.engine import runner
-from mmffnet.engine.runner import UsageError, read_config, test_config, train_config
+from mmffnet.engine import ChannelsLastHook, runner
+from mmffnet.engine.runner import (
+    UsageError,
+    build_runner,
+    read_config,
+    test_config,
+    train_config,
+)
 
 UPERNET = 'segmentation/upernet_ffnet2_ade20k.py'
 DETECTOR = 'detection/maskrcnn_ffnet2_coco.py'
@@ -200,3 +206,37 @@ def test_fast_forms(checkpoint):
     assert found == ['Mine', 'WholeCheckpointHook', 'FuseHook', *added]
     robust = ['ExactResumeHook', 'FiniteLossHook', 'WholeCheckpointHook']
     assert [hook.type for hook in train_config(Config(), **speed).custom_hooks] == robust + added
+
+
+@pytest.fixture
+def one_process(tmp_path, monkeypatch):
+    """A group of gloo that has this process alone."""
+    for name, value in dict(RANK='0', LOCAL_RANK='0', WORLD_SIZE='1').items():
+        monkeypatch.setenv(name, value)
+    store = torch.distributed.FileStore(str(tmp_path / 'store'), 1)
+    torch.distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
+    torch.set_warn_always(True)  # otherwise once in a process
+    yield
+    torch.set_warn_always(False)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('how', ['option', 'config', 'too late'])
+def test_channels_last_before_ddp(how, toy, tmp_path, one_process, recwarn):
+    """It lays out the gradients like the weights that it finds, and warns when they differ."""
+    cfg = toy.toy_config(tmp_path, launcher='pytorch', custom_hooks=[])
+    cfg.train_cfg = dict(by_epoch=False, max_iters=1)
+    cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
+    cfg.default_hooks.checkpoint = None
+    cfg = train_config(cfg, channels_last=how == 'option')
+    if how == 'config':
+        cfg.custom_hooks = [dict(type='mmengine.ChannelsLastHook')]
+    made = build_runner(cfg)
+    if how == 'too late':
+        made.register_hook(ChannelsLastHook())
+    made.train()
+    assert isinstance(made.model, torch.nn.parallel.DistributedDataParallel)
+    stem = made.model.module.backbone.stem.conv1.conv.weight
+    assert stem.is_contiguous(memory_format=torch.channels_last) and not stem.is_contiguous()
+    warned = any('strides do not match bucket' in str(w.message) for w in recwarn)
+    assert warned == (how == 'too late')
