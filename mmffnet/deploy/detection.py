@@ -38,7 +38,7 @@ class DenseBoxes(nn.Module):
         self.coder = BoxCoder(head.bbox_coder)
         self.strides = list(head.prior_generator.strides)
         for i, base in enumerate(head.prior_generator.base_anchors):
-            self.register_buffer(f'base{i}', base.detach().clone().float())
+            self.register_buffer(f'base{i}', base.detach().cpu().clone().float())
         self.head = exportable(head)
 
     def forward(self, feats: tuple[Tensor, ...], size: Any) -> tuple[Tensor, Tensor, Tensor]:

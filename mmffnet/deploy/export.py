@@ -145,7 +145,8 @@ def export_model(
     """Exports a model that has been built and loaded; otherwise as :func:`export_config`.
 
     Args:
-        model (nn.Module): A detector, segmentor, classifier or backbone; left as it is.
+        model (nn.Module): A detector, segmentor, classifier or backbone, on any device; left as it
+            is and where it is.
         target (str): The file to write.
         format (str): A key of ``formats.SUFFIXES``.
         info (dict, optional): ``classes``, ``palette``, ``resize`` and ``config`` of the metadata.
@@ -165,7 +166,10 @@ def export_model(
         raise ValueError(
             'what a file for CoreML gives for pictures is not compared: leave out --pictures'
         )
-    reference = copy.deepcopy(model).eval() if model.training else model
+    reference = model
+    if model.training or any(p.device.type != 'cpu' for p in model.parameters()):
+        # the comparison is made on the CPU, too: GPUs may round convolutions to TF32
+        reference = copy.deepcopy(model).cpu().eval()
     module = wrap(reference, backbone)
     meta = _meta(module, format, batch, size, info or {}, int8=calibration is not None)
     notes = _notes(reference, module)

@@ -41,7 +41,8 @@ class Plain(nn.Module):
         normalized = getattr(processor, '_enable_normalize', False)
         for name, default in (('mean', 0.0), ('std', 1.0)):
             value = getattr(processor, name) if normalized else torch.full((3, 1, 1), default)
-            self.register_buffer(name, value.detach().clone().float().reshape(3, 1, 1))
+            value = value.detach().cpu().clone().float().reshape(3, 1, 1)
+            self.register_buffer(name, value)
         self.normalized = normalized
 
     def prepare(self, images: Tensor) -> Tensor:

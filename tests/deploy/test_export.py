@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from elsewhere import Elsewhere, elsewhere
 from mmengine.config import Config
 
 import mmffnet
@@ -54,6 +55,46 @@ def test_formats(tiny_model, tmp_path, name, format, file):
     assert sorted(p.name for p in tmp_path.iterdir()) == (
         ['a.bin', 'a.xml'] if format == 'openvino' else [file]
     )
+
+
+@pytest.fixture(params=['stand-in', 'cuda'])
+def on_a_gpu(request, monkeypatch):
+    """Moves a copy of a model to a GPU, or to what stands for one where there is none."""
+    if request.param == 'cuda':
+        if not torch.cuda.is_available():
+            pytest.skip('there is no GPU')
+        return lambda model: copy.deepcopy(model).cuda()
+    overwrites = torch.__future__.set_overwrite_module_params_on_conversion
+    overwrites(True)
+    request.addfinalizer(lambda: overwrites(False))
+    return elsewhere
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('name', ['semfpn', 'maskrcnn', 'backbone'])
+def test_models_on_a_gpu(tiny_model, on_a_gpu, tmp_path, name, training):
+    """They stay there, and the file is the one of the model on the CPU."""
+    original = tiny_model('semfpn').backbone if name == 'backbone' else tiny_model(name)
+    model = on_a_gpu(original).train(training)
+    report = export_model(model, tmp_path / 'a.torchscript', 'torchscript')
+    assert max(report.deviations.values()) < 1e-3
+    assert model.training == training
+    assert all(isinstance(p, Elsewhere) or p.is_cuda for p in model.parameters())
+    images = draw_pictures(1, 97, 130)
+    task = load_exported(report.path).meta['task']
+    found = load_exported(report.path, threads=1)(images)
+    assert max(deviations(predict(original, task, images), found, task).values()) < 1e-3
+
+
+def test_a_fused_model_on_a_gpu_is_wrapped_on_the_cpu(tiny_model, on_a_gpu):
+    """Also its buffers for normalising and the anchors, which are no part of a network."""
+    original = mmffnet.reparameterize(copy.deepcopy(tiny_model('retinanet')))
+    module, expected = wrap(on_a_gpu(original)), wrap(original)
+    for (name, found), (_, same) in zip(
+        module.state_dict().items(), expected.state_dict().items(), strict=True
+    ):
+        assert found.device.type == 'cpu' and torch.equal(found, same), name
+    assert 'mean' in dict(module.named_buffers())
 
 
 def test_retinanet_in_onnx_and_openvino(tiny_model, tmp_path):
