@@ -178,7 +178,7 @@ def _compile(model: nn.Module, form: Form) -> None:
 def prepare_exported(path: Path, form: Form, image: Tensor, threads: int) -> Call:
     """Loads an exported model into its runtime, as :func:`prepare` does."""
     precision = 'bfloat16' if form.bf16 else 'float32'
-    exported = load_exported(path, image.device.type, threads, precision)
+    exported = load_exported(path, str(image.device), threads, precision)
     pictures = image.cpu().numpy()
 
     def call() -> list[Tensor]:

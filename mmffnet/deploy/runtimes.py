@@ -315,7 +315,27 @@ def _load_torchscript(path: Path, device: str, threads: int | None, _: str) -> t
     _register_torchvision()
     extra = {f'{META_KEY}.json': ''}
     model = torch.jit.load(str(path), map_location=device, _extra_files=extra)
+    if torch.device(device).type != 'cpu':
+        _move_constants(model, device)
     return _text(extra), _torch_runner(model, device, threads)
+
+
+def _move_constants(model: Any, device: str) -> None:
+    """Where the graph makes tensors, tracing has written down the device: the CPU."""
+    import torch
+
+    like = torch.jit.trace(lambda x: x.to(device), torch.zeros(1)).graph
+    (wanted,) = _device_constants(like)
+    for module in model.modules():
+        if module._c._has_method('forward'):
+            graph = module.graph
+            for node in _device_constants(graph):
+                node.copyAttributes(wanted)
+
+
+def _device_constants(graph: Any) -> list[Any]:
+    nodes = graph.findAllNodes('prim::Constant')
+    return [node for node in nodes if node.output().type().kind() == 'DeviceObjType']
 
 
 def _load_pt2(path: Path, device: str, threads: int | None, _: str) -> tuple[str, Any]:

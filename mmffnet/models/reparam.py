@@ -308,8 +308,9 @@ class _FuseOnLoad:
         needed = [k for k in self.block.state_dict() if not k.endswith('num_batches_tracked')]
         if any(prefix + key not in state_dict for key in needed):
             return
-        dtype = state_dict[prefix + needed[0]].dtype
-        block = copy.deepcopy(self.block).to(dtype).to_empty(device='cpu')
+        first = state_dict[prefix + needed[0]]
+        dtype = first.dtype
+        block = copy.deepcopy(self.block).to(dtype).to_empty(device=first.device)
         own = {k: state_dict.get(prefix + k) for k in self.block.state_dict()}
         local_metadata, *_, error_msgs = args
         try:

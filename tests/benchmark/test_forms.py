@@ -1,12 +1,21 @@
 """Forms: their names, and that all compute the same."""
 
 import copy
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from mmffnet.benchmark.forms import Form, parse_form, prepare, prepare_training
+from mmffnet.benchmark import forms
+from mmffnet.benchmark.forms import (
+    Form,
+    parse_form,
+    prepare,
+    prepare_exported,
+    prepare_training,
+)
 from mmffnet.benchmark.networks import TimmFeatures, find_network
 from mmffnet.benchmark.speed import deviation
 from mmffnet.engine.runner import UsageError
@@ -102,3 +111,12 @@ def test_training_step():
 def test_forms_that_do_not_train(text):
     with pytest.raises(UsageError, match='form for inference'):
         prepare_training(nn.Identity(), parse_form(text), torch.rand(1, 3, 8, 8))
+
+
+def test_index_of_a_gpu_is_kept(monkeypatch):
+    """Seen from the call, as there are hardly ever two GPUs where this runs."""
+    asked = []
+    monkeypatch.setattr(forms, 'load_exported', lambda path, device, *args: asked.append(device))
+    image = SimpleNamespace(device=torch.device('cuda', 1), cpu=lambda: torch.zeros(1))
+    prepare_exported(Path('a.onnx'), parse_form('onnxruntime'), image, 1)
+    assert asked == ['cuda:1']

@@ -8,9 +8,11 @@ import pytest
 import torch
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 
+from mmffnet.deploy import runtimes
 from mmffnet.deploy.check import draw_pictures
 from mmffnet.deploy.export import export_model
 from mmffnet.deploy.runtimes import load_exported, paste_masks
+from mmffnet.deploy.wrap import AdaptivePool
 
 
 @pytest.fixture(scope='module')
@@ -116,6 +118,19 @@ def test_devices_and_precisions_that_are_not_there(exported, tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match=r"OpenVINO has no device 'npu': it has .*cpu"):
         load_exported(tmp_path / 'a.xml', 'npu')
+
+
+def test_torchscript_makes_its_tensors_on_the_device_that_it_is_loaded_on(tiny_model, tmp_path):
+    """Tracing writes 'cpu' into the graph, for whatever the network makes while it runs."""
+    export_model(tiny_model('semfpn'), tmp_path / 'a.torchscript', 'torchscript')
+    loaded = torch.jit.load(str(tmp_path / 'a.torchscript'))
+    assert '"cpu"' in str(loaded.inlined_graph)
+    runtimes._move_constants(loaded, 'meta')
+    assert '"cpu"' not in str(loaded.inlined_graph)
+    image = torch.rand(1, 3, 6, 8)
+    traced = torch.jit.trace(AdaptivePool((2, 3)), image)
+    runtimes._move_constants(traced, 'meta')
+    assert traced(image.to('meta')).device.type == 'meta'
 
 
 def test_runtimes_that_are_not_installed(tmp_path, monkeypatch):

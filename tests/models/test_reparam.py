@@ -134,6 +134,11 @@ def test_deploy_loads_both_forms():
     deployed.float().load_state_dict(trained.float().state_dict(), assign=True)
     assert {p.dtype for p in deployed.parameters()} == {torch.float32}
     trained.double(), deployed.double()
+    # weights that take the places of others stay where they are
+    there = {key: value.to('meta') for key, value in trained.state_dict().items()}
+    moved = copy.deepcopy(deployed)
+    moved.load_state_dict(there, assign=True)
+    assert {p.device.type for p in moved.parameters()} == {'meta'}
     wrong = trained.state_dict()
     wrong['stem.conv1.conv.weight'] = torch.rand(8, 3, 5, 5)
     with pytest.raises(
