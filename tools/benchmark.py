@@ -90,7 +90,7 @@ def _add_networks(parser: Any) -> None:
         help="height and width, or the side of a square (default: each network's own)",
     )
     parser.add_argument('--batch-size', type=int, default=1, metavar='N', help='default: 1')
-    parser.add_argument('--device', help="such as 'cpu' or 'cuda:1'; default: cuda where there is one")
+    parser.add_argument('--device', help="such as 'cuda:1'; default: cuda where there is one")
     parser.add_argument(
         '--threads', type=int, metavar='N', help='CPU threads (default: one per core)'
     )

@@ -29,18 +29,18 @@ def build(name, **changes):
 
 
 @pytest.fixture(scope='module', params=NETWORKS)
-def classifier(request):
+def classifier(request, device):
     """A classifier with the filled official weights, its kind and variant, and these weights."""
     kind, variant = NETWORKS[request.param]
     weights = official.fill(official.official_keys(variant, kind))
     model = build(request.param)
     model.load_state_dict(weights)  # all of them, under the official names
-    return model, kind, variant, weights
+    return model.to(device), kind, variant, weights
 
 
 def logits(model, x):
     with torch.no_grad():
-        return model(x)
+        return model(x.to(next(model.parameters()).device))
 
 
 def test_logits_equal_the_committed_official_numbers(classifier):

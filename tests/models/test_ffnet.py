@@ -41,14 +41,15 @@ def dense(arch):
 
 
 @pytest.fixture(scope='module', params=ARCHS)
-def loaded(request):
+def loaded(request, device):
     """A float64 backbone with the filled official weights."""
     backbone = build(request.param).double().eval()
     backbone.load_state_dict(dense(request.param))
-    return backbone
+    return backbone.to(device)
 
 
 def levels(backbone, x):
+    x = x.to(next(backbone.parameters()).device)
     with torch.no_grad():
         return {f'out{i}': out for i, out in enumerate(backbone(x))}
 
@@ -64,8 +65,8 @@ def test_outputs_equal_the_committed_official_numbers(loaded):
 
 
 @pytest.mark.parametrize('arch', ['ffnet1', 'ffnet2'])
-def test_outputs_equal_the_full_official_outputs(arch, fixture_dir):
-    backbone = build(arch).double().eval()
+def test_outputs_equal_the_full_official_outputs(arch, fixture_dir, device):
+    backbone = build(arch).double().eval().to(device)
     backbone.load_state_dict(dense(arch))
     for form in ('unfused', 'fused'):
         if form == 'fused':
@@ -80,15 +81,15 @@ def test_outputs_equal_the_full_official_outputs(arch, fixture_dir):
 
 
 @pytest.mark.parametrize('arch', ARCHS)
-def test_classifier_features_give_the_official_logits(arch):
+def test_classifier_features_give_the_official_logits(arch, device):
     weights = {k: v for k, v in filled(arch).items() if not re.match(r'norm\d', k)}
     head = {k: weights.pop(f'head.{k}') for k in ('weight', 'bias')}
-    backbone = build(arch, **CLASSIFIER).double().eval()
+    backbone = build(arch, **CLASSIFIER).double().eval().to(device)
     backbone.load_state_dict(weights)
     for record in load(f'cls_{official_name(arch)}'):
         with torch.no_grad():
-            (features,) = backbone(official.make_input(*record['size']))
-            logits = features.mean((2, 3)) @ head['weight'].T + head['bias']
+            (features,) = backbone(official.make_input(*record['size']).to(device))
+            logits = features.mean((2, 3)).cpu() @ head['weight'].T + head['bias']
         assert deviation(logits, record) < LIMIT
 
 
@@ -105,19 +106,19 @@ def test_any_size_equals_the_reference(height, width):
 
 
 @pytest.mark.parametrize('arch', ['ffnet1', 'ffnet3'])
-def test_training_equals_the_reference(arch):
+def test_training_equals_the_reference(arch, device):
     """Outputs from batch statistics, running statistics after the step, and all gradients."""
     weights = dense(arch)
-    backbone = build(arch, drop_path_rate=0.0).double().train()
+    backbone = build(arch, drop_path_rate=0.0).double().train().to(device)
     backbone.load_state_dict(weights)
     params = {
         key: value.clone().requires_grad_() if value.is_floating_point() else value
         for key, value in weights.items()
     }
     x = official.make_input(65, 66, batch=2)
-    x_ours, x_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    x_ours, x_theirs = x.clone().to(device).requires_grad_(), x.clone().requires_grad_()
     theirs, statistics = official.forward(params, x_theirs, training=True)
-    ours = backbone(x_ours)
+    ours = [out.cpu() for out in backbone(x_ours)]
     for name, out in zip(theirs, ours, strict=True):
         assert deviation(out, theirs[name].detach().numpy()) < LIMIT
 
@@ -131,7 +132,7 @@ def test_training_equals_the_reference(arch):
         expected = params[FFNET_NAMES.to_official(name)].grad
         # gradients that cancel to nothing (weights before a batch norm) have no scale of their own
         scale = max(float(expected.abs().max()), 1e-3)
-        assert float((param.grad - expected).abs().max()) / scale < 1e-8, name
+        assert float((param.grad.cpu() - expected).abs().max()) / scale < 1e-8, name
         checked += 1
     assert checked == len(list(backbone.parameters())) > 100
     state = backbone.state_dict()
@@ -139,12 +140,12 @@ def test_training_equals_the_reference(arch):
     assert buffers and len(statistics) >= len(buffers)
     for name in buffers:
         expected = statistics[FFNET_NAMES.to_official(name)]
-        torch.testing.assert_close(state[name], expected.detach(), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(state[name].cpu(), expected.detach(), rtol=1e-9, atol=1e-9)
         assert state[name.rpartition('.')[0] + '.num_batches_tracked'] == 1
 
 
-def test_float32_is_close_to_the_official_float64():
-    backbone = build('ffnet1').eval()
+def test_float32_is_close_to_the_official_float64(device):
+    backbone = build('ffnet1').eval().to(device)
     backbone.load_state_dict(dense('ffnet1'))
     outs = levels(backbone, official.make_input(64, 64).float())
     for record in load('det_ffnet_1'):

@@ -48,11 +48,11 @@ def filled(variant):
 
 
 @pytest.fixture(scope='module', params=list(HEADS))
-def loaded(request):
+def loaded(request, device):
     """A float64 head with the filled official weights."""
     head = build(**HEADS[request.param]).double().eval()
     head.load_state_dict(filled(request.param))
-    return request.param, head
+    return request.param, head.to(device)
 
 
 def tiny_official(head, seed=0):
@@ -81,12 +81,13 @@ def tiny_maps(height, width, batch=1, channels=(8, 12, 20)):
 
 
 @torch.no_grad()
-def test_logits_equal_the_committed_numbers(loaded):
+def test_logits_equal_the_committed_numbers(loaded, device):
     variant, head = loaded
     records = load(f'head_{variant}')
     assert {tuple(r['size']) for r in records} == {(64, 64), (96, 128)}
     for record in records:
-        assert deviation(head(official.make_features(*record['size'])), record) < LIMIT
+        maps = [x.to(device) for x in official.make_features(*record['size'])]
+        assert deviation(head(maps), record) < LIMIT
 
 
 @torch.no_grad()
@@ -103,11 +104,12 @@ def test_logits_equal_the_full_official_ones(fixture_dir):
 
 
 @torch.no_grad()
-def test_both_forms_equal_the_reference(loaded):
+def test_both_forms_equal_the_reference(loaded, device):
     variant, head = loaded
     maps = official.make_features(64, 96, batch=2)
     expected = official.forward(filled(variant), maps)[0]['logits'].numpy()
-    deployed = build(**HEADS[variant], deploy=True).double().eval()
+    maps = [x.to(device) for x in maps]
+    deployed = build(**HEADS[variant], deploy=True).double().eval().to(device)
     deployed.load_state_dict(filled(variant))
     for form in (head, deployed, mmffnet.reparameterize(copy.deepcopy(head))):
         assert deviation(form(maps), expected) < LIMIT
@@ -115,7 +117,7 @@ def test_both_forms_equal_the_reference(loaded):
 
 
 @pytest.mark.parametrize('expansion_ratio', [1, 4])
-def test_training_equals_the_reference(expansion_ratio):
+def test_training_equals_the_reference(expansion_ratio, device):
     """Logits from batch statistics, running statistics after the step, and all gradients."""
     head = build_tiny(
         expansion_ratio=expansion_ratio, drop_path_rate=0.0, dropout_ratio=0.0
@@ -126,10 +128,10 @@ def test_training_equals_the_reference(expansion_ratio):
         key: value.clone().requires_grad_() if value.is_floating_point() else value
         for key, value in weights.items()
     }
-    ours = [x.double().requires_grad_() for x in tiny_maps(64, 96, batch=2)]
-    theirs = [x.detach().clone().requires_grad_() for x in ours]
+    ours = [x.double().to(device).requires_grad_() for x in tiny_maps(64, 96, batch=2)]
+    theirs = [x.detach().cpu().clone().requires_grad_() for x in ours]
     expected, statistics = official.forward(params, theirs, training=True)
-    logits = head.train()(ours)
+    logits = head.train().to(device)(ours).cpu()
     assert deviation(logits, expected['logits'].detach().numpy()) < LIMIT
     factors = torch.rand(logits.shape, dtype=logits.dtype)
     (factors * logits).sum().backward()
@@ -140,12 +142,12 @@ def test_training_equals_the_reference(expansion_ratio):
         gradient = params[FFNET_HEAD_NAMES.to_official(name)].grad
         # gradients that cancel to nothing (weights before a batch norm) have no scale of their own
         scale = max(float(gradient.abs().max()), 1e-3)
-        assert float((param.grad - gradient).abs().max()) / scale < 1e-8, name
+        assert float((param.grad.cpu() - gradient).abs().max()) / scale < 1e-8, name
     buffers = dict(head.named_buffers())
     assert len(statistics) == len(buffers) > 60
     for name, buffer in buffers.items():
         reference = statistics[FFNET_HEAD_NAMES.to_official(name)].detach()
-        torch.testing.assert_close(buffer, reference, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(buffer.cpu(), reference, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -50,14 +50,15 @@ def tiny_official(seed=0):
 
 
 @pytest.fixture(scope='module')
-def loaded():
+def loaded(device):
     """A float64 backbone with the filled official weights."""
     backbone = build().double().eval()
     backbone.load_state_dict(trunk())
-    return backbone
+    return backbone.to(device)
 
 
 def levels(backbone, x):
+    x = x.to(next(backbone.parameters()).device)
     with torch.no_grad():
         return {f'out{i}': out for i, out in enumerate(backbone(x))}
 
@@ -83,10 +84,10 @@ def test_outputs_equal_the_full_official_outputs(loaded, fixture_dir):
 
 
 @pytest.mark.parametrize('size', [(32, 32), (47, 81)])
-def test_any_size_and_both_forms_equal_the_reference(loaded, size):
+def test_any_size_and_both_forms_equal_the_reference(loaded, size, device):
     x = official.make_input(*size)
     expected, _ = official.forward(trunk(), x)
-    fused = build(deploy=True).double().eval()
+    fused = build(deploy=True).double().eval().to(device)
     assert fused.deploy and not loaded.deploy
     fused.load_state_dict(trunk())
     for backbone in (loaded, fused):
@@ -94,31 +95,31 @@ def test_any_size_and_both_forms_equal_the_reference(loaded, size):
             assert deviation(out, expected[name].numpy()) < LIMIT
 
 
-def test_parameters_and_macs(loaded):
+def test_parameters_and_macs(loaded, device):
     """At 512x512: 55.642 and, fused, 54.854 billion multiply-adds."""
     backbone = copy.deepcopy(loaded).float()
     for params, macs in ((63.826, 55.642), (62.700, 54.854)):
         assert round(sum(p.numel() for p in backbone.parameters()) / 1e6, 3) == params
         # the multiply-adds of convolutions grow with the area exactly
-        analysis = FlopAnalyzer(backbone, torch.zeros(1, 3, 64, 64))
+        analysis = FlopAnalyzer(backbone, torch.zeros(1, 3, 64, 64, device=device))
         analysis.unsupported_ops_warnings(False)
         assert analysis.by_operator()['conv'] * 64 / 1e9 == pytest.approx(macs, abs=1e-3)
         mmffnet.reparameterize(backbone)
 
 
-def test_training_equals_the_reference():
+def test_training_equals_the_reference(device):
     """Outputs from batch statistics, running statistics after the step, and all gradients."""
     weights = {k: v.double() if v.ndim else v for k, v in tiny_official().items()}
-    backbone = build(arch=TINY, drop_path_rate=0.0).double().train()
+    backbone = build(arch=TINY, drop_path_rate=0.0).double().train().to(device)
     backbone.load_state_dict(weights)
     params = {
         key: value.clone().requires_grad_() if value.is_floating_point() else value
         for key, value in weights.items()
     }
     x = official.make_input(65, 66, batch=2)
-    x_ours, x_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    x_ours, x_theirs = x.clone().to(device).requires_grad_(), x.clone().requires_grad_()
     theirs, statistics = official.forward(params, x_theirs, training=True)
-    ours = backbone(x_ours)
+    ours = [out.cpu() for out in backbone(x_ours)]
     for out, expected in zip(ours, theirs.values(), strict=True):
         assert deviation(out, expected.detach().numpy()) < LIMIT
     # an arbitrary loss that weighs all positions differently
@@ -130,12 +131,12 @@ def test_training_equals_the_reference():
         expected = params[FFNET_SEG_NAMES.to_official(name)].grad
         # gradients that cancel to nothing (weights before a batch norm) have no scale of their own
         scale = max(float(expected.abs().max()), 1e-3)
-        assert float((param.grad - expected).abs().max()) / scale < 1e-8, name
+        assert float((param.grad.cpu() - expected).abs().max()) / scale < 1e-8, name
     buffers = dict(backbone.named_buffers())
     assert len(statistics) == len(buffers) > 100
     for name, buffer in buffers.items():
         expected = statistics[FFNET_SEG_NAMES.to_official(name)]
-        torch.testing.assert_close(buffer, expected.detach(), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(buffer.cpu(), expected.detach(), rtol=1e-9, atol=1e-9)
 
 
 # --------------------------------------------------------------------------- names

@@ -103,11 +103,11 @@ def test_post_activation():
 
 
 @pytest.mark.parametrize('frozen', [-1, 0, 1, 3, 4])
-def test_frozen_stages(frozen):
-    backbone = build(frozen_stages=frozen)
+def test_frozen_stages(frozen, device):
+    backbone = build(frozen_stages=frozen).to(device)
     before = copy.deepcopy(backbone.state_dict())
     backbone.train()
-    x = torch.rand(2, 3, 64, 64)
+    x = torch.rand(2, 3, 64, 64, device=device)
     optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1)
     loss_of(backbone(x)).backward()
     optimizer.step()
@@ -122,16 +122,16 @@ def test_frozen_stages(frozen):
         assert param.requires_grad != name.startswith(frozen_names or ('nothing',)), name
 
 
-def test_norm_eval():
-    backbone = build(norm_eval=True).train()
+def test_norm_eval(device):
+    backbone = build(norm_eval=True).train().to(device)
     before = copy.deepcopy(dict(backbone.named_buffers()))
-    loss_of(backbone(torch.rand(2, 3, 64, 64))).backward()
+    loss_of(backbone(torch.rand(2, 3, 64, 64, device=device))).backward()
     assert backbone.training and before
     assert all(torch.equal(v, before[k]) for k, v in backbone.named_buffers())
     assert all(p.grad is not None for p in backbone.parameters())
 
 
-def test_checkpointing_keeps_gradients_and_statistics():
+def test_checkpointing_keeps_gradients_and_statistics(device):
     """BN would otherwise update its statistics in the recomputation again."""
     plain, checkpointed = build(drop_path_rate=0.3), build(drop_path_rate=0.3, with_cp=True)
     checkpointed.load_state_dict(plain.state_dict())
@@ -143,10 +143,10 @@ def test_checkpointing_keeps_gradients_and_statistics():
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        backbone.train()
+        backbone.train().to(device)
         for step in range(2):
             torch.manual_seed(step)
-            x = torch.rand(2, 3, 64, 64)
+            x = torch.rand(2, 3, 64, 64).to(device)
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
                 loss = loss_of(backbone(x))
             loss.backward()
@@ -251,7 +251,7 @@ def test_bad_input(shape):
 
 
 @pytest.fixture(params=['unfused', 'fused', 'hybrid'])
-def backbone(request):
+def backbone(request, device):
     hybrid = dict(
         token_mixer=[None, None, dict(type='Pooling'), dict(type='SelfAttention', head_dim=16)],
         channel_mixer=dict(kernel_size=5),
@@ -263,12 +263,12 @@ def backbone(request):
             m.running_var.uniform_(0.5, 2)
     if request.param == 'fused':
         mmffnet.reparameterize(model)
-    return model.eval()
+    return model.eval().to(device)
 
 
 @torch.no_grad()
-def test_copy_pickle_trace_export(backbone):
-    x, other = torch.rand(2, 3, 64, 96), torch.rand(1, 3, 50, 70)
+def test_copy_pickle_trace_export(backbone, device):
+    x, other = torch.rand(2, 3, 64, 96, device=device), torch.rand(1, 3, 50, 70, device=device)
     expected = backbone(x)
     assert_same(copy.deepcopy(backbone)(x), expected)
     assert_same(pickle.loads(pickle.dumps(backbone))(x), expected)  # noqa: S301
@@ -281,20 +281,20 @@ def test_copy_pickle_trace_export(backbone):
     assert_same(exported.module()(other), backbone(other))
 
 
-def test_compiles_with_checkpointing():
+def test_compiles_with_checkpointing(device):
     torch._dynamo.reset()
-    backbone = build(out_indices=1, with_cp=True).train()
+    backbone = build(out_indices=1, with_cp=True).train().to(device)
     compiled = torch.compile(backbone, fullgraph=True, backend='aot_eager')
-    loss_of(compiled(torch.rand(2, 3, 64, 64))).backward()
+    loss_of(compiled(torch.rand(2, 3, 64, 64, device=device))).backward()
     assert all(p.grad is not None for p in backbone.parameters())
 
 
 @pytest.mark.parametrize('mode', ['train', 'eval'])
-def test_compiles_without_graph_breaks(backbone, mode):
+def test_compiles_without_graph_breaks(backbone, mode, device):
     """With the code generator left out: it takes a minute and is PyTorch's own affair."""
     torch._dynamo.reset()
     backbone.train(mode == 'train')
-    x = torch.rand(2, 3, 64, 64)
+    x = torch.rand(2, 3, 64, 64, device=device)
     compiled = torch.compile(backbone, fullgraph=True, backend='aot_eager')
     reference = copy.deepcopy(backbone)
     loss_of(compiled(x)).backward()
@@ -304,7 +304,7 @@ def test_compiles_without_graph_breaks(backbone, mode):
     assert_same(list(backbone.buffers()), list(reference.buffers()), rtol=1e-4, atol=1e-6)
 
 
-def test_channels_last_stays(backbone):
+def test_channels_last_stays(backbone, device):
     """No module hands on a map in another layout, in no form and in no direction."""
     layouts = []
 
@@ -317,17 +317,17 @@ def test_channels_last_stays(backbone):
     for layout in (torch.channels_last, torch.contiguous_format):
         layouts.clear()
         backbone.to(memory_format=layout)
-        backbone(torch.rand(1, 3, 96, 96).to(memory_format=layout))
+        backbone(torch.rand(1, 3, 96, 96).to(device, memory_format=layout))
         assert len(layouts) > 20
         # attention works on sequences, its layout is its own
         assert not [name for name, same in layouts if not same and name != 'SelfAttention']
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_autocast(backbone, dtype):
-    x = torch.rand(2, 3, 64, 64)
+def test_autocast(backbone, dtype, device):
+    x = torch.rand(2, 3, 64, 64, device=device)
     expected = backbone(x)
-    with torch.autocast('cpu', dtype=dtype):
+    with torch.autocast(device, dtype=dtype):
         outs = backbone(x)
         loss_of(outs).backward()
     for out, reference in zip(outs, expected, strict=True):

@@ -66,11 +66,11 @@ def test_norm_before_convolution_folds(residual):
         NormConv(4, 6, residual=True)
 
 
-def test_backbone_is_unchanged_in_value_and_kind():
-    backbone = build(frozen_stages=1).double().to(memory_format=torch.channels_last)
+def test_backbone_is_unchanged_in_value_and_kind(device):
+    backbone = build(frozen_stages=1).double().to(device, memory_format=torch.channels_last)
     backbone.train()
     expected = copy.deepcopy(backbone).eval()
-    x = torch.randn(2, 3, 65, 70, dtype=torch.double)
+    x = torch.randn(2, 3, 65, 70, dtype=torch.double, device=device)
     fused = mmffnet.reparameterize(backbone)
     assert fused is backbone and fused.deploy and not expected.deploy
     assert not any(isinstance(m, _BatchNorm | FusibleBlock) for m in fused.modules())
@@ -80,6 +80,7 @@ def test_backbone_is_unchanged_in_value_and_kind():
     assert not fused.stem.conv1.weight.requires_grad
     assert fused.stages[1].blocks[0].token_mixer.query.weight.requires_grad
     assert {p.dtype for p in fused.parameters()} == {torch.double}
+    assert {p.device.type for p in fused.parameters()} == {device}
     assert fused.stem.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert_same(fused.eval()(x), expected(x))
     once = copy.deepcopy(fused.state_dict())
@@ -88,8 +89,8 @@ def test_backbone_is_unchanged_in_value_and_kind():
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
-def test_low_precision_folds_in_double(dtype):
-    backbone = build().to(dtype)
+def test_low_precision_folds_in_double(dtype, device):
+    backbone = build().to(device, dtype)
     fused = mmffnet.reparameterize(copy.deepcopy(backbone))
     exact = mmffnet.reparameterize(copy.deepcopy(backbone).double())
     for a, b in zip(fused.parameters(), exact.parameters(), strict=True):
@@ -98,11 +99,12 @@ def test_low_precision_folds_in_double(dtype):
 
 
 @pytest.mark.parametrize('norm', ['BN', 'SyncBN', 'reverted'])
-def test_every_batch_norm_is_recognised(norm):
-    backbone = build(norm_cfg=dict(type='BN' if norm == 'BN' else 'SyncBN')).double().eval()
+def test_every_batch_norm_is_recognised(norm, device):
+    norm_cfg = dict(type='BN' if norm == 'BN' else 'SyncBN')
+    backbone = build(norm_cfg=norm_cfg).double().eval().to(device)
     if norm == 'reverted':  # what mmengine's Runner does on one device
         backbone = revert_sync_batchnorm(backbone)
-    x = torch.randn(1, 3, 64, 64, dtype=torch.double)
+    x = torch.randn(1, 3, 64, 64, dtype=torch.double, device=device)
     expected = copy.deepcopy(backbone)
     mmffnet.reparameterize(backbone)
     assert not any(isinstance(m, _BatchNorm) for m in backbone.modules())
@@ -118,9 +120,9 @@ def test_other_norms_are_refused_and_nothing_is_lost():
     assert isinstance(model[0], ConvNorm) and isinstance(model[0].norm, nn.BatchNorm2d)
 
 
-def test_deploy_loads_both_forms():
-    trained = build().double().eval()
-    x = torch.randn(1, 3, 64, 64, dtype=torch.double)
+def test_deploy_loads_both_forms(device):
+    trained = build().double().eval().to(device)
+    x = torch.randn(1, 3, 64, 64, dtype=torch.double, device=device)
     expected = trained(x)
     fused = mmffnet.reparameterize(copy.deepcopy(trained))
     for state in (trained.state_dict(), fused.state_dict()):
@@ -128,7 +130,7 @@ def test_deploy_loads_both_forms():
         deployed = MODELS.build(
             dict(type='FFNet', arch=TINY, layer_scale_init_value=0.5, deploy=True)
         )
-        deployed.double().eval().load_state_dict(state)
+        deployed.double().eval().to(device).load_state_dict(state)
         assert deployed.deploy and list(state) == keys  # the caller's dict is left alone
         assert_same(deployed(x), expected)
     deployed.float().load_state_dict(trained.float().state_dict(), assign=True)
