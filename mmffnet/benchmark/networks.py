@@ -13,6 +13,7 @@ from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
+from ..config_types import find_scope
 from ..deploy.runtimes import import_runtime, load_exported
 from ..engine.runner import UsageError, read_config
 from ..models import FFNet, FFNetSeg, reparameterize
@@ -168,7 +169,7 @@ def build_model(cfg: Config, device: str) -> nn.Module:
     """
     if 'model' not in cfg:
         raise UsageError(f'{cfg.filename} has no model')
-    scope = cfg.get('default_scope') or 'mmengine'
+    scope = find_scope(cfg) or 'mmengine'
     try:
         with DefaultScope.overwrite_default_scope(scope), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of losses, which are not needed here

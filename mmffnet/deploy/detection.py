@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms, roi_align
 
+from ..config_types import type_name
 from .wrap import Plain, exportable
 
 _EMPTY = -1.0  # the score of a place without a candidate
@@ -311,7 +312,7 @@ def _kind(thing: Any) -> str:
 
 
 def _test_cfg(cfg: Any, model: Any) -> Any:
-    usual = cfg.nms.get('type', 'nms') == 'nms' and not cfg.nms.get('class_agnostic')
+    usual = type_name(cfg.nms.get('type', 'nms')) == 'nms' and not cfg.nms.get('class_agnostic')
     _demand(
         usual and cfg.max_per_img > 0, 'nms of the type nms, and max_per_img, in test_cfg', model
     )

@@ -17,6 +17,7 @@ from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
 from .. import __version__
+from ..config_types import find_type, type_name
 from ..engine.runner import innermost_dataset
 from .check import TOLERANCES, deviations, draw_pictures, in_batches, predict, read_pictures
 from .formats import MIN_SIZE, SUFFIXES, write
@@ -360,9 +361,7 @@ def _legend(cfg: Config, raw_meta: dict[str, Any]) -> dict[str, Any]:
     dataset = innermost_dataset(cfg, 'test')
     known = dict(raw_meta.get('dataset_meta') or {})
     if not known and dataset.get('type'):
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(dataset['type'])
-        known = dict(getattr(kind, 'METAINFO', {}))
+        known = dict(getattr(find_type(dataset['type'], DATASETS), 'METAINFO', {}))
         known.update(dataset.get('metainfo') or {})
     known = {str(key).lower(): value for key, value in known.items()}
     classes, palette = known.get('classes'), known.get('palette')
@@ -376,7 +375,8 @@ def _legend(cfg: Config, raw_meta: dict[str, Any]) -> dict[str, Any]:
 
 def _resizing(cfg: Config) -> list[dict[str, Any]]:
     steps = innermost_dataset(cfg, 'test').get('pipeline') or []
-    found = [dict(s) for s in steps if str(s.get('type')).rpartition('.')[2] in _RESIZING]
+    found = [dict(s, type=type_name(s.get('type'))) for s in steps]
+    found = [s for s in found if s['type'] in _RESIZING]
     return [s for s in found if s.get('scale_factor') != 1.0]
 
 

@@ -13,6 +13,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from ..checkpoint import find_state_dict, save_atomically
+from ..config_types import find_scope
 from ..models import reparameterize
 
 #: Largest accepted deviation in float64, relative to the largest output value
@@ -62,7 +63,8 @@ def reparameterize_file(
 
     content = dict(meta=dict(meta, reparameterized=True), state_dict=model.state_dict())
     deployed = copy.deepcopy(cfg)
-    deployed.model.original, deployed.model.type = cfg.model.type, 'Reparameterized'
+    # to_dict() gives the name of a class of a lazy config
+    deployed.model.original, deployed.model.type = cfg.model.to_dict()['type'], 'Reparameterized'
     # the config may have done without, as this tool imports mmffnet itself
     imports = deployed.setdefault('custom_imports', ConfigDict(imports=[]))
     if 'mmffnet' not in imports.imports:
@@ -91,7 +93,7 @@ def load_model(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]
     Returns:
         tuple: The model in eval mode, and the metadata of the checkpoint.
     """
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    init_default_scope(find_scope(cfg) or 'mmengine')
     settings = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor') and 'backbone' in settings:
         settings.setdefault('data_preprocessor', cfg.data_preprocessor)  # as the runner does

@@ -14,6 +14,8 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..config_types import type_name
+
 #: What `tools/prepare_data.py` can fetch, by type of data set and the name of its folder
 _FETCHED = {
     'CocoDataset': ('coco', 'coco'),
@@ -48,9 +50,9 @@ def find_missing_data(cfg: Config, *parts: str) -> str | None:
     advice: dict[str, str] = {}
     for part in parts:
         for dataset in _innermost(cfg.get(f'{part}_dataloader')):
-            kind = str(dataset.get('type', '')).rpartition('.')[2]
+            kind = type_name(dataset.get('type'))
             root = str(dataset.get('data_root') or '')
-            if kind.startswith('Shapes') or '://' in root or dataset.get('backend_args'):
+            if _is_made(dataset.get('type')) or '://' in root or dataset.get('backend_args'):
                 continue
             folder = Path(root).expanduser()
             names = _names(dataset)
@@ -70,6 +72,12 @@ def find_missing_data(cfg: Config, *parts: str) -> str | None:
                     advice[root] = name if place == Path('data') else f'{name} --root {place}'
     reports = [_report(root, names, advice.get(root)) for root, names in missing.items()]
     return '; '.join(reports) or None
+
+
+def _is_made(kind: Any) -> bool:
+    """Whether a data set of this type makes its data on first use."""
+    kinds = kind.__mro__ if isinstance(kind, type) else (kind,)
+    return any(type_name(one).startswith('Shapes') for one in kinds)
 
 
 def _report(root: str, names: Sequence[str], fetched: str | None) -> str:
@@ -115,8 +123,8 @@ def without_annotations(steps: Any) -> list:
             step = without_annotations(step)
             if not step:
                 continue
-        elif str(step.get('type')).rpartition('.')[2].startswith('Load'):
-            if 'Annotation' in str(step['type']):
+        elif type_name(step.get('type')).startswith('Load'):
+            if 'Annotation' in type_name(step['type']):
                 continue
         elif 'transforms' in step:
             step = ConfigDict(step, transforms=without_annotations(step['transforms']))
@@ -163,7 +171,7 @@ def _find_fault(dataset: dict, error: Exception) -> str | None:
             json.loads(path.read_bytes())
         except ValueError:
             return f'{path} is no whole JSON file ({error}): get or make it again'
-    if str(dataset.get('type')).rpartition('.')[2] != 'CocoDataset':
+    if type_name(dataset.get('type')) != 'CocoDataset':
         return None
     if isinstance(error, AssertionError) and 'annotation file format' in str(error):
         return f"{path} holds no JSON object: it is not in COCO's format"
@@ -222,9 +230,8 @@ def _no_samples(dataloader: Any) -> ValueError:
     texts = []
     for dataset in _innermost(dataloader):
         classes = list((dataset.get('metainfo') or {}).get('classes') or ())
-        text = (
-            f'{dataset.get("type")} with {", ".join(_names(dataset)) or dataset.get("data_root")}'
-        )
+        there = ', '.join(_names(dataset)) or dataset.get('data_root')
+        text = f'{type_name(dataset.get("type"))} with {there}'
         if classes:
             text += f'; are its classes {_shorten(classes)} called so there?'
         texts.append(text)

@@ -16,13 +16,15 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
 from mmffnet.compat import DamagedCheckpointError
+from mmffnet.config_types import find_scope, find_type, type_name
 from mmffnet.paths import config_path
 
 from .checkpointing import find_checkpoint
@@ -81,6 +83,9 @@ def read_config(
                 f"cannot apply --cfg-options '{option}': it must be key=value and fit the config "
                 f'({describe_error(error)})'
             ) from error
+    scope = find_scope(cfg)
+    if scope is not None:  # lazy configs have none, and the tools go by it
+        cfg.default_scope = scope
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(path).stem))
     return cfg
@@ -118,8 +123,9 @@ def train_config(
             raise UsageError('--amp needs a GPU: mmengine trains in full precision elsewhere')
         wrapper = cfg.get('optim_wrapper', {})
         kind = wrapper.get('type', 'OptimWrapper')
-        if getattr(kind, '__name__', kind) not in ('OptimWrapper', 'AmpOptimWrapper'):
-            raise UsageError(f'--amp does not go with the optim_wrapper {wrapper["type"]}')
+        found = find_type(kind, OPTIM_WRAPPERS, cfg.get('default_scope'))
+        if found not in (OptimWrapper, AmpOptimWrapper):
+            raise UsageError(f'--amp does not go with the optim_wrapper {kind}')
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')
     if auto_scale_lr:
@@ -180,7 +186,7 @@ def test_config(
     if fuse:
         # A checkpoint's weights are the averaged ones, and a fused model has nothing to swap with.
         hooks = cfg.get('custom_hooks') or []
-        cfg.custom_hooks = [h for h in hooks if not str(_type(h)).endswith('EMAHook')]
+        cfg.custom_hooks = [hook for hook in hooks if not _averages(cfg, hook)]
         _add_hook(cfg, 'FuseHook')
     _add_speed_hooks(cfg, compile, channels_last)
     return cfg
@@ -321,13 +327,26 @@ def _resume(cfg: Config, resume: str) -> None:
     cfg.resume, cfg.load_from = True, resume
 
 
-def _type(hook: Any) -> Any:
-    return hook.get('type') if isinstance(hook, dict) else type(hook)
+def _hook_class(cfg: Config, hook: Any) -> Any:
+    if not isinstance(hook, dict):
+        return type(hook)
+    return find_type(hook.get('type'), HOOKS, cfg.get('default_scope'))
+
+
+def _is_hook(cfg: Config, hook: Any, base: type) -> bool:
+    """Whether this is a hook of the class ``base``, or one that somebody has made of it."""
+    found = _hook_class(cfg, hook)
+    return isinstance(found, type) and issubclass(found, base)
+
+
+def _averages(cfg: Config, hook: Any) -> bool:
+    kind = hook.get('type') if isinstance(hook, dict) else type(hook)
+    return type_name(kind).endswith('EMAHook') or _is_hook(cfg, hook, EMAHook)
 
 
 def _add_hook(cfg: Config, name: str, **settings: Any) -> None:
     hooks = cfg.get('custom_hooks') or []
-    if name not in map(_type, hooks):
+    if not any(_is_hook(cfg, hook, HOOKS.get(name)) for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type=name, **settings)]
     # The config that lies beside the checkpoints must find the hook in other tools, too.
     imports = cfg.get('custom_imports') or dict(imports=[])
@@ -346,7 +365,7 @@ def _add_speed_hooks(cfg: Config, compile: bool, channels_last: bool) -> None:
 def _add_training_hooks(cfg: Config) -> None:
     hooks = cfg.get('default_hooks') or {}
     checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
-    if _type(checkpoint) in ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
+    if isinstance(checkpoint, dict) and _hook_class(cfg, checkpoint) is CheckpointHook:
         checkpoint = dict(checkpoint, type='SafeCheckpointHook')
     cfg.default_hooks = dict(hooks, checkpoint=checkpoint)
     for name in ('ExactResumeHook', 'FiniteLossHook', 'WholeCheckpointHook'):
@@ -376,10 +395,9 @@ def _replace_sync_bn(node: Any) -> bool:
     if not isinstance(node, dict | list | tuple):
         return False
     found = any([_replace_sync_bn(child) for child in children])  # noqa: C419 - all of them
-    if isinstance(node, dict):
-        kind = node.get('type')
-        if getattr(kind, '__name__', kind) in ('SyncBN', 'MMSyncBN', 'SyncBatchNorm'):
-            node['type'], found = 'BN', True
+    names = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
+    if isinstance(node, dict) and type_name(node.get('type')) in names:
+        node['type'], found = 'BN', True
     return found
 
 

@@ -1,5 +1,6 @@
 """Models that predict: networks of mmdet, mmseg and mmpretrain through their inferencers."""
 
+import copy
 import logging
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 from mmffnet.checkpoint import load_whole
+from mmffnet.config_types import find_type, type_name
 from mmffnet.engine.data import without_annotations
 from mmffnet.engine.runner import (
     UsageError,
@@ -87,7 +89,7 @@ class OpenMMLabModel:
         self.scope = scope
         device = check_device(device)
         raw = _read_checkpoint(checkpoint)
-        cfg = Config(cfg.to_dict())  # leave the caller's alone
+        cfg = copy.deepcopy(cfg)  # leave the caller's alone
         if tta:
             use_tta(cfg)
         dataset = innermost_dataset(cfg, 'test')
@@ -96,8 +98,9 @@ class OpenMMLabModel:
         pipeline = without_annotations(dataset['pipeline'])
         self.loading = _loading(pipeline)
         self.legend = find_legend(raw, dataset, scope)
+        # of any data set, as the legend has been found, and one inferencer wants a name
         cfg.test_dataloader = ConfigDict(
-            dataset=dict(type=dataset.get('type'), pipeline=pipeline, metainfo={})
+            dataset=dict(type='BaseDataset', pipeline=pipeline, metainfo={})
         )
         self.inferencer = self._build(cfg, device)
         self.model: nn.Module = self.inferencer.model
@@ -194,8 +197,10 @@ def task_of(cfg: Config) -> str:
 
 
 def _loading(pipeline: Sequence[Any]) -> dict[str, str]:
+    """How the pipeline reads pictures; the step that does gets its plain name."""
     for step in pipeline:
-        if str(step.get('type')).rpartition('.')[2] == 'LoadImageFromFile':
+        if type_name(step.get('type')) == 'LoadImageFromFile':
+            step['type'] = 'LoadImageFromFile'  # the inferencers look for nothing else
             return dict(
                 color_type=step.get('color_type', 'color'),
                 backend=step.get('imdecode_backend', 'cv2'),
@@ -235,8 +240,7 @@ def find_legend(raw: Any, dataset: dict, scope: str) -> Legend:
     """
     meta = (raw.get('meta') if isinstance(raw, dict) else None) or {}
     saved = {str(key).lower(): value for key, value in (meta.get('dataset_meta') or meta).items()}
-    with DATASETS.switch_scope_and_registry(scope) as registry:
-        known = dict(getattr(registry.get(dataset.get('type')), 'METAINFO', {}))
+    known = dict(getattr(find_type(dataset.get('type'), DATASETS, scope), 'METAINFO', {}))
     known.update(dataset.get('metainfo') or {})
     for info in (saved, known):
         if info.get('classes'):

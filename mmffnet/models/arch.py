@@ -4,8 +4,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from mmengine.registry import MODELS
 from torch import nn
+
+from ..config_types import find_type, type_name
 
 #: A mixer's config, or one per stage; None or a dict without 'type' keeps (and updates) the default
 MixerCfg = dict | None | Sequence[dict | None]
@@ -61,22 +62,13 @@ def check_odd(name: str, value: Any) -> None:
         raise ValueError(f'{name} must be a positive odd integer, got {value!r}')
 
 
-def find_registered(kind: Any) -> Any:
-    """Returns what a config's ``type`` stands for, None if it is not registered."""
-    if not isinstance(kind, str):
-        return kind
-    # the default scope's registry first: modules may be registered in mmdet's, say
-    with MODELS.switch_scope_and_registry(None) as registry:
-        return registry.get(kind)
-
-
 def check_layer_cfg(name: str, cfg: Any) -> None:
     """Demands the config of a registered layer that takes maps, or None."""
     if cfg is None:
         return
     if not isinstance(cfg, dict) or 'type' not in cfg:
         raise ValueError(f"{name} must be a dict with a type, such as dict(type='BN'); got {cfg!r}")
-    layer = find_registered(cfg['type'])
+    layer = find_type(cfg['type'])
     if layer is None:
         raise ValueError(f'{name}: no layer of the type {cfg["type"]!r} is registered in MODELS')
     if layer is nn.LayerNorm:
@@ -86,12 +78,17 @@ def check_layer_cfg(name: str, cfg: Any) -> None:
         )
 
 
+def is_pretrained(cfg: dict) -> bool:
+    """Whether this initialisation loads a checkpoint."""
+    return type_name(cfg['type']) in ('Pretrained', 'PretrainedInit')  # the name, and the class
+
+
 def check_init_cfg(cfgs: Sequence[Any], pretrained_arguments: Sequence[str]) -> None:
     """Demands initialisations with a type, and that Pretrained is told what it knows."""
     for cfg in cfgs:
         if not isinstance(cfg, dict) or 'type' not in cfg:
             raise ValueError(f'init_cfg must be a dict with a type, or a list of them; got {cfg!r}')
-        if cfg['type'] != 'Pretrained':
+        if not is_pretrained(cfg):
             continue
         if 'checkpoint' not in cfg:
             raise ValueError(f'init_cfg: Pretrained needs a checkpoint, got {dict(cfg)!r}')

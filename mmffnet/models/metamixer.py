@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoint import load_pretrained
+from ..config_types import find_type
 from .arch import (
     MixerCfg,
     check_count,
     check_fraction,
     check_init_cfg,
     check_layer_cfg,
-    find_registered,
+    is_pretrained,
     resolve_arch,
     resolve_mixers,
     resolve_out_indices,
@@ -110,7 +111,7 @@ def build_mixer(cfg: dict, channels: int, **defaults: Any) -> nn.Module:
     """
     kwargs = dict(cfg)
     kind = kwargs.pop('type')
-    mixer = find_registered(kind)
+    mixer = find_type(kind)
     if mixer is None:
         raise ValueError(
             f'mixer {kind!r} is not registered in MODELS: import the module that registers '
@@ -248,7 +249,7 @@ class MetaMixer(BaseModule):
     ):
         cfgs = list(init_cfg or []) if isinstance(init_cfg, list | tuple | None) else [init_cfg]
         check_init_cfg(cfgs, list(inspect.signature(load_pretrained).parameters)[1:])
-        self._pretrained = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
+        self._pretrained = [cfg for cfg in cfgs if is_pretrained(cfg)]
         for name, cfg in dict(
             norm_cfg=norm_cfg, act_cfg=act_cfg, out_norm_cfg=out_norm_cfg
         ).items():
