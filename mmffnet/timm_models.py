@@ -1,12 +1,14 @@
 """FFNet as models of timm: ``timm.create_model('mmffnet_ffnet2', pretrained=True)``.
 
-`timm_hook.py` imports this after timm. Parameters have the names that they have in mmpretrain's
+Importing this registers them. Parameters have the names that they have in mmpretrain's
 ImageClassifier, so checkpoints go in both directions; official files load as they are.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from mmengine.model import trunc_normal_init
 from timm.layers import ClassifierHead
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -37,6 +39,8 @@ class TimmFFNet(nn.Module):
         global_pool (str): timm's kind of pooling. Defaults to 'avg'.
         drop_rate (float): Dropout before the classifier. Defaults to 0.
         drop_path_rate (float): As for :class:`FFNet`. Defaults to 0.
+        device (torch.device, optional): Where it is made. Defaults to None, torch's default.
+        dtype (torch.dtype, optional): Of the parameters. Defaults to None, torch's default.
         **kwargs: The other arguments of :class:`FFNet`.
     """
 
@@ -48,6 +52,8 @@ class TimmFFNet(nn.Module):
         global_pool: str = 'avg',
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -63,16 +69,25 @@ class TimmFFNet(nn.Module):
         )
         channels = self.backbone.channels
         self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = channels[-1]
+        self.in_chans = in_chans
+        self.num_features = channels[-1]
         self.feature_info = [
             dict(num_chs=width, reduction=4 * 2**i, module=f'backbone.stages.{i}')
             for i, width in enumerate(channels)
         ]
         self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
+        self.head_hidden_size = self.head.num_features
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 trunc_normal_init(module, std=0.02)
         self._register_load_state_dict_pre_hook(self.backbone._checkpoint_filter)
+        self.to(device=device, dtype=dtype)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` may change: it replaces the backbone in the model it gets."""
+        twin = copy.copy(self)
+        twin._modules = dict(self._modules)
+        return twin
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -114,7 +129,9 @@ class TimmFFNet(nn.Module):
             x = stage(x)
             if i in wanted:
                 maps.append(final_norm(x) if norm and i == 3 else x)
-        return maps if intermediates_only else (final_norm(x), maps)
+        if intermediates_only:
+            return maps
+        return (final_norm(x) if i == 3 else x), maps
 
     def prune_intermediate_layers(
         self,
@@ -125,9 +142,12 @@ class TimmFFNet(nn.Module):
         """Removes what the given maps do not need, and returns their indices."""
         wanted, last = feature_take_indices(len(self.backbone.stages), indices)
         self.backbone.stages = self.backbone.stages[: last + 1]
+        self.backbone.out_indices = (last,)
         if prune_norm or last < 3:
-            del self.backbone.norm3
-        if prune_head:
+            self.backbone.norm3 = nn.Identity()
+        if last < 3:
+            self.num_features = self.head.in_features = self.backbone.channels[last]
+        if prune_head or last < 3:
             self.reset_classifier(0, '')
         return wanted
 
@@ -138,6 +158,28 @@ class TimmFFNet(nn.Module):
         """Gives it another number of classes, or other pooling."""
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
+        self.head_hidden_size = self.head.num_features
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """The layer of a parameter by its name: those of the backbone's ``get_layer_depth()``.
+
+        Args:
+            coarse (bool): Only the stem, each stage, and all behind. Defaults to False.
+        """
+
+        def layer(name: str) -> int:
+            path = name.split('.')
+            if not coarse:
+                return self.backbone.get_layer_depth(name, 'backbone.')[0]
+            if path[:2] == ['backbone', 'stages']:
+                return 1 + int(path[2])
+            return 0 if path[:2] == ['backbone', 'stem'] else 1 + len(self.backbone.depths)
+
+        return layer
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters without weight decay besides biases and one-dimensional tensors."""
+        return {f'backbone.{name}' for name in self.backbone.no_weight_decay()}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Switches recomputation of the blocks in the backward pass."""
@@ -161,6 +203,7 @@ def _cfg(arch: str, weights: str | None) -> dict:
     return dict(
         url=official_url(weights) if weights else None,
         input_size=(3, size, size),
+        pool_size=(size // 32, size // 32),
         crop_pct=crop,
         first_conv='backbone.stem.conv1.conv',
         classifier='head.fc',

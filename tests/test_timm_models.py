@@ -1,4 +1,4 @@
-"""Our networks as models of timm: found without being asked, same weights, same outputs."""
+"""Our networks as models of timm: registered by an import, same weights, same outputs."""
 
 import subprocess
 import sys
@@ -9,38 +9,24 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from reference_numbers import LIMITS, deviation, load
 
-from mmffnet import timm_hook
 from mmffnet.checkpoint import OFFICIAL_WEIGHTS, official_url
 from mmffnet.engine import runner
 
 timm = pytest.importorskip('timm')
+pytest.importorskip('mmffnet.timm_models')
 LIMIT = LIMITS['float64']
 
 
-def test_it_is_there_as_soon_as_timm_is():
+def test_an_import_registers_them_and_waits_for_nothing():
     code = (
         'import sys, mmffnet\n'
         'assert not {"timm", "mmffnet.timm_models"} & set(sys.modules)\n'
-        'import timm\n'
+        'import mmffnet.timm_models, timm\n'
+        'assert not any("timm" in repr(finder).lower() for finder in sys.meta_path)\n'
         'print(timm.create_model("mmffnet_nano", features_only=True).feature_info.channels())'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout == '[32, 64, 128, 256]\n', done.stderr
-
-
-def test_it_is_there_if_timm_came_first(monkeypatch):
-    monkeypatch.delitem(sys.modules, 'mmffnet.timm_models')
-    with pytest.warns(UserWarning, match='Overwriting mmffnet_nano in registry'):
-        timm_hook.install()
-    assert timm_hook.TimmFinder not in sys.meta_path
-    assert timm.models.model_entrypoint('mmffnet_nano').__module__ == 'mmffnet.timm_models'
-
-
-def test_a_timm_that_does_not_fit_is_still_imported(monkeypatch):
-    monkeypatch.delitem(sys.modules, 'mmffnet.timm_models')
-    monkeypatch.delattr(timm.models, 'build_model_with_cfg')
-    with pytest.warns(UserWarning, match='timm does not get the models of mmffnet'):
-        timm_hook.install()
 
 
 def test_names_and_weights():
@@ -145,3 +131,74 @@ def test_intermediates():
     assert all(stage.with_cp for stage in model.backbone.stages)
     with pytest.raises(ValueError, match="must be 'NCHW', got 'NLC'"):
         model.forward_intermediates(x, output_fmt='NLC')
+
+
+def test_default_cfgs_tell_the_size_before_pooling():
+    for name in timm.list_models('mmffnet_*', pretrained=True) + ['mmffnet_nano']:
+        cfg = timm.get_pretrained_cfg(name)
+        assert cfg.pool_size == tuple(size // 32 for size in cfg.input_size[1:]), name
+    with torch.device('meta'):
+        model = timm.create_model('mmffnet_nano')
+        features = model.forward_features(torch.empty(1, *model.default_cfg['input_size']))
+    assert features.shape[2:] == model.default_cfg['pool_size']
+
+
+def test_device_and_dtype():
+    model = timm.create_model('mmffnet_nano', device='meta', dtype=torch.float16)
+    assert {p.device.type for p in model.parameters()} == {'meta'}
+    assert {p.dtype for p in model.parameters()} == {torch.float16} and model.in_chans == 3
+    with pytest.raises(TypeError, match='no_such'):
+        timm.create_model('mmffnet_nano', no_such=1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('fused', [False, True])
+def test_script_and_feature_extractor(fused):
+    model = create('nano', num_classes=3)
+    if fused:
+        model = timm.utils.reparameterize_model(model)
+    x = torch.randn(1, 3, 64, 64)
+    backbone, expected = model.backbone, model(x)
+    torch.testing.assert_close(torch.jit.script(model)(x), expected)
+    assert model.backbone is backbone  # scripting leaves the model as it was
+    graph = timm.models.create_feature_extractor(model, ['head'])
+    torch.testing.assert_close(graph(x)['head'], expected)
+
+
+@pytest.mark.parametrize('coarse', [False, True])
+def test_parameters_are_grouped_by_layers(coarse):
+    with torch.device('meta'):
+        model = timm.create_model('mmffnet_ffnet3')
+    layers = timm.models.group_parameters(model, model.group_matcher(coarse=coarse))
+    names = [name for group in layers.values() for name in group]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+    assert all(name.startswith('backbone.stem.') for name in layers[0])
+    last = max(layers)
+    assert last == (11 if not coarse else 5), last
+    assert {name.split('.')[-2] for name in layers[last]} == {'norm3', 'fc'}
+
+
+def test_layer_scales_get_no_weight_decay():
+    with torch.device('meta'):
+        model = timm.create_model('mmffnet_ffnet3')
+    scales = {name for name, p in model.named_parameters() if p.shape[1:] == (1, 1)}
+    assert model.no_weight_decay() == scales and len(scales) == 2 * sum(model.backbone.depths)
+    decayed, _ = sorted(
+        timm.optim.param_groups_weight_decay(model, 0.05, model.no_weight_decay()),
+        key=lambda group: -group['weight_decay'],
+    )
+    assert not {id(p) for n, p in model.named_parameters() if n in scales} & set(
+        map(id, decayed['params'])
+    )
+    assert not timm.create_model('mmffnet_nano').no_weight_decay()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('stage', range(4))
+def test_a_pruned_model_ends_at_its_map(stage):
+    model = create('nano')
+    x = torch.randn(1, 3, 64, 64)
+    expected = model.forward_intermediates(x, intermediates_only=True)[stage]
+    for _ in range(2):  # the second time changes nothing
+        model.prune_intermediate_layers([stage], prune_norm=True)
+    assert torch.equal(model(x), expected)

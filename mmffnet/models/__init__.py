@@ -5,7 +5,6 @@ from typing import Any
 from mmengine.registry import MODELS
 from torch import nn
 
-from .. import timm_hook
 from .classifier import ConvPoolNeck
 from .ffnet import FFNet, FFNetSeg
 from .losses import ClassDiceLoss
@@ -53,6 +52,3 @@ def _build_distilled_classifier(**kwargs: Any) -> nn.Module:
             f'DistilledClassifier is a classifier for mmpretrain, which cannot be imported: {error}'
         ) from error
     return DistilledClassifier(**kwargs)
-
-
-timm_hook.install()

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 import torch.utils.checkpoint as cp
 from mmcv.cnn import build_norm_layer
-from mmcv.cnn.bricks import DropPath
+from mmcv.cnn.bricks import DropPath as MMCVDropPath
 from mmengine.model import BaseModule, ModuleList, Sequential
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
@@ -49,6 +49,16 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale
+
+
+class DropPath(MMCVDropPath):
+    """mmcv's drop path for ``(N, C, H, W)``, written so that it can be scripted and traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        keep = 1 - self.drop_prob
+        return x.div(keep) * (keep + torch.rand_like(x[:, :1, :1, :1])).floor()
 
 
 class MetaMixerBlock(BaseModule):
@@ -144,9 +154,14 @@ class Stage(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
+        if not torch.jit.is_scripting() and self.with_cp and self.training:
+            return self._checkpointed(x)
+        return self.blocks(x)
+
+    @torch.jit.unused
+    def _checkpointed(self, x: Tensor) -> Tensor:
         # a compiler decides for itself what to keep and what to compute again
-        with_cp = self.with_cp and not torch.compiler.is_compiling()
-        if not (with_cp and self.training and torch.is_grad_enabled()):
+        if _is_traced(x) or not torch.is_grad_enabled():
             return self.blocks(x)
         for block in self.blocks:
             x = cp.checkpoint(
@@ -159,6 +174,18 @@ class Stage(BaseModule):
                 ),
             )
         return x
+
+
+def _is_traced(x: Any) -> bool:
+    """Whether the calls make a graph, in which shapes are a given and a check only adds guards."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy)
+
+
+class _TopLevelTracer(torch.fx.Tracer):
+    """Traces the forward of one module and calls its submodules as they are."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
 
 
 @contextlib.contextmanager
@@ -214,7 +241,7 @@ class MetaMixer(BaseModule):
         norm_eval (bool): Keep batch norms in eval mode while training. Defaults to False.
         with_cp (bool): Recompute blocks in the backward pass to save memory; gradients and
             running statistics are the same. Without effect under ``torch.compile``, which plans
-            its own memory. Defaults to False.
+            its own memory, and in traced and scripted models. Defaults to False.
         deploy (bool): Build the re-parameterised network; it loads checkpoints of both forms.
             Defaults to False.
         init_cfg (dict or list[dict], optional): ``dict(type='Pretrained', checkpoint=...)`` takes
@@ -328,8 +355,7 @@ class MetaMixer(BaseModule):
         return not any(isinstance(m, FusibleBlock) for m in self.modules())
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        # shapes are a given in a traced or compiled graph, and a check there only adds guards
-        if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+        if not _is_traced(x):
             self._check_input(x)
         x = self.stem(x)
         outs = []
@@ -339,6 +365,20 @@ class MetaMixer(BaseModule):
                 norm = getattr(self, f'norm{i}', None)
                 outs.append(x if norm is None else norm(x))
         return tuple(outs)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` compiles: its language has no attributes of computed names.
+
+        Where the backbone is a part of what is scripted, torch puts this in its place for good.
+        """
+        return torch.fx.GraphModule(self, _TopLevelTracer().trace(self))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters without weight decay besides biases and one-dimensional tensors.
+
+        None here: the official training decays the layer scales, which have three dimensions.
+        """
+        return set()
 
     def _check_input(self, x: Tensor) -> None:
         if not (isinstance(x, Tensor) and x.is_floating_point()):

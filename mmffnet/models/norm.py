@@ -9,6 +9,13 @@ from torch import Tensor, nn
 CHANNEL_LAYER_NORM = dict(type='ChannelLayerNorm', eps=1e-6)
 
 
+@torch.fx.wrap  # a choice that a graph of torch.fx must make when it runs
+def _in_format_of(x: Tensor, y: Tensor) -> Tensor:
+    if x.is_contiguous():
+        return y.contiguous()
+    return y.contiguous(memory_format=torch.channels_last)
+
+
 @MODELS.register_module()
 class ChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels at every position of ``(N, C, H, W)``.
@@ -28,6 +35,4 @@ class ChannelLayerNorm(nn.LayerNorm):
         y = F.layer_norm(
             x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps
         ).permute(0, 3, 1, 2)
-        return (
-            y.contiguous() if x.is_contiguous() else y.contiguous(memory_format=torch.channels_last)
-        )
+        return _in_format_of(x, y)

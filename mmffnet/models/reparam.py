@@ -192,10 +192,10 @@ class MultiBranchDWConv(FusibleBlock):
             self.add_module(name, branch)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, *others = self.children()
-        y = first(x)
-        for branch in others:
-            y = y + branch(x)
+        y = self.large(x)
+        for name, branch in self.named_children():
+            if name != 'large':
+                y = y + branch(x)
         return y
 
     def folded(self) -> tuple[Tensor, Tensor, nn.Conv2d]:

@@ -12,6 +12,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 import mmffnet
+from mmffnet.models import FFNet, reparameterize
 from mmffnet.models.metamixer import MetaMixerBlock
 
 TINY = dict(depths=[1, 1, 2, 1], channels=[8, 16, 32, 64], stem_channels=8)
@@ -333,3 +334,37 @@ def test_autocast(backbone, dtype, device):
     for out, reference in zip(outs, expected, strict=True):
         assert float((out.float() - reference).norm() / reference.norm()) < 0.05
     assert all(p.grad.isfinite().all() for p in backbone.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize(
+    'kwargs',
+    [dict(), dict(token_mixer=[None, None, None, dict(type='SelfAttention')])],
+    ids=['plain', 'attention'],
+)
+def test_fx_and_script(fused, kwargs):
+    model = FFNet('nano', layer_scale_init_value=0.5, **kwargs).eval()
+    model = reparameterize(model) if fused else model
+    graph, scripted = torch.fx.symbolic_trace(model), torch.jit.script(model)
+    assert set(scripted.state_dict()) == set(model.state_dict())
+    x = torch.randn(2, 3, 64, 96)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        expected = model(x.to(memory_format=layout))
+        for other in (graph, scripted):
+            for map_, wanted in zip(other(x.to(memory_format=layout)), expected, strict=True):
+                torch.testing.assert_close(map_, wanted)
+                assert map_.stride() == wanted.stride()
+
+
+def test_scripted_models_can_be_trained():
+    model = FFNet('nano', drop_path_rate=0.9, with_cp=True).train()
+    scripted = torch.jit.script(model)
+    x = torch.randn(2, 3, 64, 64)
+    torch.manual_seed(0)
+    expected = model(x)[-1]
+    torch.manual_seed(0)
+    torch.testing.assert_close(scripted(x)[-1], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scripted.eval()(x)[-1], model.eval()(x)[-1])
+    torch.fx.symbolic_trace(model.train())(x)[-1].sum().backward()
+    assert all(p.grad is not None for p in model.stem.parameters())
