@@ -1,7 +1,7 @@
 """FFNet / MetaMixer backbones for OpenMMLab 2.x (arXiv 2406.02021).
 
-Importing this package registers the backbones and the layer-wise learning-rate decay in mmengine's
-registries, where mmdet, mmseg and mmpretrain find them.
+Importing this package registers the backbones in mmengine's registry of models and all else in the
+scope ``mmffnet``, where mmdet, mmseg and mmpretrain find them.
 """
 
 __version__ = '0.1.0'

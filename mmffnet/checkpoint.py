@@ -106,7 +106,7 @@ def adopt_state_dict(
         raise ValueError(
             'the checkpoint is re-parameterised (its batch norms are folded), the network is not: '
             f'build the {type(network).__name__} with deploy=True (a whole re-parameterised model '
-            "with type='Reparameterized', original=...), or load the original checkpoint"
+            "with type='mmffnet.Reparameterized', original=...), or load the original checkpoint"
         )
 
 

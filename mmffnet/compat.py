@@ -3,8 +3,9 @@
 ``import mmffnet`` calls :func:`setup`, which
 
 - makes ``mmcv.ops`` usable without mmcv's compiled extension (see ``native_ops.py``);
-- lets torch's safe checkpoint reader accept what mmengine and timm save beside the weights;
-- makes mmengine read every local and downloaded checkpoint with that safe reader.
+- makes mmengine read checkpoints from files, http(s) and its storage backends with torch's safe
+  reader, which accepts what mmengine and timm save beside the weights while it reads for us;
+- lets configs name types without their scope, as in version 0.1 (see ``registry.py``).
 
 Nothing here switches the safety off: a file that needs any other class or function is refused.
 """
@@ -16,9 +17,12 @@ import io
 import pickle
 import re
 import sys
+import threading
 import types
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,6 +37,7 @@ from torch.hub import tqdm
 try:
     import mmcv  # noqa: F401
     from mmengine.dist import barrier, get_rank
+    from mmengine.fileio import get_file_backend
     from mmengine.logging import HistoryBuffer
     from mmengine.runner import checkpoint as mmengine_checkpoint
     from mmengine.utils import digit_version
@@ -45,8 +50,12 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from None
 
+from .registry import accept_moved_names
+
 # torch.load(weights_only=True) can be taught further classes under the names that files use.
 _SAFE_READER = digit_version(torch.__version__) >= digit_version('2.6')
+# What torch's reader is allowed belongs to the process: one thread at a time changes it.
+_READING = threading.RLock()
 
 # Decode heads that go on without mmcv.ops when it cannot be imported.
 _FALLBACKS = {
@@ -73,13 +82,11 @@ def setup() -> None:
             stacklevel=2,
         )
 
-    if _SAFE_READER:
-        torch.serialization.add_safe_globals(
-            [(value, name) for name, value in _safe_globals().items()]
-        )
+    accept_moved_names()
     register = mmengine_checkpoint.CheckpointLoader.register_scheme
     register('', load_from_local, force=True)
     register(('http://', 'https://'), load_from_http, force=True)
+    register([r'(\S+\:)?s3://', r'(\S+\:)?petrel://'], load_from_storage, force=True)
     # The loaders of 'torchvision://' and its like call the function by its name in the module.
     mmengine_checkpoint.load_from_local = load_from_local
     mmengine_checkpoint.load_from_http = load_from_http
@@ -129,9 +136,21 @@ class _RestrictedUnpickler(pickle.Unpickler):
         return allowed[full_name]
 
 
+@contextmanager
+def _allowed_globals() -> Iterator[None]:
+    """Allows :func:`_safe_globals` to torch's safe reader, as long as the context lasts."""
+    ours = [(value, name) for name, value in _safe_globals().items()]
+    with _READING:
+        # leaving torch's context takes away all that it names, a host's own allowance included
+        there = torch.serialization.get_safe_globals()
+        with torch.serialization.safe_globals([entry for entry in ours if entry not in there]):
+            yield
+
+
 def _torch_load(file: BinaryIO, map_location: Any) -> Any:
     if _SAFE_READER:
-        return torch.load(file, map_location=map_location, weights_only=True)
+        with _allowed_globals():
+            return torch.load(file, map_location=map_location, weights_only=True)
     restricted = types.SimpleNamespace(
         __name__='restricted_pickle',
         Unpickler=_RestrictedUnpickler,
@@ -243,6 +262,12 @@ def load_from_http(
 ) -> Any:
     """Replaces mmengine's loader of http(s) addresses."""
     return read_checkpoint(download(filename, model_dir, progress), map_location)
+
+
+def load_from_storage(filename: str, map_location: Any = None, backend: str = 'petrel') -> Any:
+    """Replaces mmengine's loader of files on its storage backends."""
+    storage = get_file_backend(filename, backend_args=dict(backend=backend))
+    return _torch_load(io.BytesIO(storage.get(filename)), map_location)
 
 
 def download(url: str, folder: Any = None, progress: bool = True) -> Path:

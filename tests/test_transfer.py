@@ -8,12 +8,13 @@ import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 
+from mmffnet.compat import read_checkpoint
 from mmffnet.engine import find_checkpoint, runner
 from mmffnet.official_names import FFNET_NAMES
 
 pytest.importorskip('mmpretrain')
 CONFIG = 'classification/ffnet_nano_shapes.py'
-AVERAGE = dict(type='RawAndEMAHook', momentum=0.3, update_buffers=True)
+AVERAGE = dict(type='mmffnet.RawAndEMAHook', momentum=0.3, update_buffers=True)
 
 
 def options(root):
@@ -59,7 +60,7 @@ def test_the_tool_tests_own_and_official_checkpoints_plain_and_fused(trained):
         key = FFNET_NAMES.to_official(key.removeprefix('backbone.'))
         return key.replace('head.fc.', 'head.')
 
-    state = torch.load(path, weights_only=True)['state_dict']
+    state = read_checkpoint(path)['state_dict']
     renamed = {official(key): value for key, value in state.items()}
     assert renamed.keys() >= {'patch_embed.0.c.weight', 'norm.running_var', 'head.bias'}
     torch.save({'state_dict': renamed, 'epoch': 3}, trained / 'official.pth.tar')
@@ -77,7 +78,7 @@ def test_the_tool_tests_own_and_official_checkpoints_plain_and_fused(trained):
 def test_every_tensor_of_the_backbone_arrives(config, scope, trained, caplog):
     pytest.importorskip(scope)
     path = find_checkpoint(trained / 'work')
-    checkpoint = torch.load(path, weights_only=True)
+    checkpoint = read_checkpoint(path)
     state, raw = checkpoint['state_dict'], checkpoint['ema_state_dict']
     weights = {
         key.removeprefix('backbone.'): value

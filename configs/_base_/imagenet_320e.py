@@ -25,13 +25,13 @@ test_dataloader = val_dataloader
 # The optimizer is the inherited one, AdamW with 1e-3 and 0.05. Biases and tensors of one dimension
 # have no weight decay, so layer scales have it; all layers learn at the same rate.
 optim_wrapper = dict(
-    constructor='LayerDecayConstructor',
+    constructor='mmffnet.LayerDecayConstructor',
     paramwise_cfg=dict(_delete_=True, mode='official', decay_rate=1.0, num_layers=12),
 )
 train_cfg = dict(max_epochs=320)
 param_scheduler = [
     dict(
-        type='WarmupCosineLR',
+        type='mmffnet.WarmupCosineLR',
         warmup_epochs=5,
         start_factor=1e-3,
         cosine_epochs=300,
@@ -41,7 +41,7 @@ param_scheduler = [
 
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'))
 custom_hooks = [
-    dict(type='RawAndEMAHook', momentum=5e-4, update_buffers=True, priority='ABOVE_NORMAL'),
-    dict(type='AverageBuffersHook'),
+    dict(type='mmffnet.RawAndEMAHook', momentum=5e-4, update_buffers=True, priority='ABOVE_NORMAL'),
+    dict(type='mmffnet.AverageBuffersHook'),
 ]
 randomness = dict(seed=42, diff_rank_seed=True)

@@ -47,7 +47,7 @@ test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=8e-3, weight_decay=0.05),
-    constructor='LayerDecayConstructor',
+    constructor='mmffnet.LayerDecayConstructor',
     paramwise_cfg=dict(layer_decay_rate=1.0),  # the same for all layers
     clip_grad=dict(max_norm=10),
 )
@@ -63,6 +63,6 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )
-custom_hooks = [dict(type='ChannelsLastHook')]  # a fifth faster on CPUs
+custom_hooks = [dict(type='mmffnet.ChannelsLastHook')]  # a fifth faster on CPUs
 randomness = dict(seed=0)
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -60,7 +60,7 @@ test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
-    constructor='LayerDecayConstructor',
+    constructor='mmffnet.LayerDecayConstructor',
     paramwise_cfg=dict(layer_decay_rate=1.0),  # the same for all layers
     clip_grad=dict(max_norm=10),
 )
@@ -69,6 +69,6 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', T_max=10, by_epoch=True, convert_to_iter_based=True),
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=1, max_keep_ckpts=2))
-custom_hooks = [dict(type='ChannelsLastHook')]  # a fifth faster on CPUs
+custom_hooks = [dict(type='mmffnet.ChannelsLastHook')]  # a fifth faster on CPUs
 randomness = dict(seed=0)
 auto_scale_lr = dict(enable=False, base_batch_size=8)

@@ -3,7 +3,7 @@
 _base_ = './ffnet3_in1k.py'
 
 model = dict(
-    type='DistilledClassifier',
+    type='mmffnet.DistilledClassifier',
     backbone=dict(drop_path_rate=0.2),
     teacher=dict(type='TimmClassifier', model_name='regnety_160'),
     teacher_checkpoint='https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth',

@@ -7,7 +7,7 @@ _base_ = ['../_base_/ffnet_classifier.py', '../_base_/imagenet_320e.py']
 
 model = dict(
     backbone=dict(type='FFNetSeg', out_norm_cfg=None, drop_path_rate=0.2),
-    neck=dict(_delete_=True, type='ConvPoolNeck', in_channels=768, out_channels=1024),
+    neck=dict(_delete_=True, type='mmffnet.ConvPoolNeck', in_channels=768, out_channels=1024),
     head=dict(
         type='StackedLinearClsHead',
         in_channels=1024,

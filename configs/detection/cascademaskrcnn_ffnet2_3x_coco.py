@@ -31,7 +31,7 @@ model = dict(
 
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    constructor='LayerDecayConstructor',
+    constructor='mmffnet.LayerDecayConstructor',
     paramwise_cfg=dict(mode='official', decay_rate=0.8, num_layers=12),
 )
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=5, save_last=True, save_best='auto'))

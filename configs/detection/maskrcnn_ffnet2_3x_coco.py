@@ -18,6 +18,6 @@ model = dict(
 # ConvNeXt's 3x recipe for Mask R-CNN in mmdet, and the drop path of the paper's 3x detector.
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    constructor='LayerDecayConstructor',
+    constructor='mmffnet.LayerDecayConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.95),
 )

@@ -24,6 +24,6 @@ model = dict(
 # PoolFormer and CAS-ViT; the weight and layer decay are those of ConvNeXt's Mask R-CNN in mmdet.
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=2e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    constructor='LayerDecayConstructor',
+    constructor='mmffnet.LayerDecayConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.95),
 )

@@ -24,6 +24,6 @@ model = dict(
 # As in maskrcnn_ffnet2_coco.py, with the lower learning rate of PoolFormer's RetinaNet.
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    constructor='LayerDecayConstructor',
+    constructor='mmffnet.LayerDecayConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.95),
 )

@@ -14,6 +14,6 @@ model = dict(
         num_classes=6,
         norm_cfg=norm_cfg,
         # Most pixels are background: with the cross entropy alone the classes come late.
-        loss_decode=[dict(type='CrossEntropyLoss'), dict(type='ClassDiceLoss')],
+        loss_decode=[dict(type='CrossEntropyLoss'), dict(type='mmffnet.ClassDiceLoss')],
     ),
 )

@@ -12,6 +12,6 @@ model = dict(
     auxiliary_head=dict(in_channels=384),
 )
 optim_wrapper = dict(
-    constructor='LayerDecayConstructor',
+    constructor='mmffnet.LayerDecayConstructor',
     paramwise_cfg=dict(mode='official', layer_decay_rate=0.9, num_layers=12),
 )

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.model.utils import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from ..config_types import find_scope
 from ..deploy.runtimes import import_runtime, load_exported
 from ..engine.runner import UsageError, read_config
 from ..models import FFNet, FFNetSeg, reparameterize
+from ..registry import MODELS
 from .metafiles import read_entries
 
 #: Endings of exported models
@@ -139,7 +140,7 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
         backbone = dict(type='FFNetSeg', arch=name, out_indices=(0, 1, 2, 3))
     elif peer is not None or name.startswith('timm:'):
         timm_name = peer.timm_name if peer else name.removeprefix('timm:')
-        backbone = dict(type='TimmFeatures', name=timm_name)
+        backbone = dict(type='mmffnet.TimmFeatures', name=timm_name)
     elif Path(name).suffix in EXPORTED:
         return _find_exported(Path(name))
     elif name.endswith('.py') or '/' in name:

@@ -64,7 +64,8 @@ def reparameterize_file(
     content = dict(meta=dict(meta, reparameterized=True), state_dict=model.state_dict())
     deployed = copy.deepcopy(cfg)
     # to_dict() gives the name of a class of a lazy config
-    deployed.model.original, deployed.model.type = cfg.model.to_dict()['type'], 'Reparameterized'
+    deployed.model.original = cfg.model.to_dict()['type']
+    deployed.model.type = 'mmffnet.Reparameterized'
     # the config may have done without, as this tool imports mmffnet itself
     imports = deployed.setdefault('custom_imports', ConfigDict(imports=[]))
     if 'mmffnet' not in imports.imports:

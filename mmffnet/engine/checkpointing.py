@@ -20,11 +20,11 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
-from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 from ..checkpoint import whole_file
+from ..registry import HOOKS
 
 #: Checkpoint of a training that was asked to stop; the next regular one replaces it
 STOPPED = 'stopped_iter_{}.pth'

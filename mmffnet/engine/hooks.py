@@ -12,7 +12,7 @@ import torch
 from mmengine.dist import all_reduce, get_rank
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.registry import DATA_SAMPLERS, HOOKS
+from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,6 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from ..checkpoint import load_whole
 from ..models import MetaMixer, reparameterize
+from ..registry import HOOKS
 from .data import name_bad_samples
 
 _MODEL, _DATA, _ORDER = range(3)

@@ -7,8 +7,9 @@ from typing import Any
 from mmengine.dist import all_reduce_params
 from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import _ParamScheduler
-from mmengine.registry import HOOKS, PARAM_SCHEDULERS
 from mmengine.runner import Runner
+
+from ..registry import HOOKS, PARAM_SCHEDULERS
 
 
 @PARAM_SCHEDULERS.register_module()

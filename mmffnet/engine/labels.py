@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from mmengine.logging import print_log
-from mmengine.registry import TRANSFORMS
 from PIL import UnidentifiedImageError
 from torch import nn
 from torch.utils.data import DataLoader
+
+from ..registry import TRANSFORMS
 
 _LOOKED_AT = 30  # label files that are read before anything else
 

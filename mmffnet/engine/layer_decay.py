@@ -9,9 +9,10 @@ from mmcv.cnn import is_norm
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+
+from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 _RATE_KEYS = ('layer_decay_rate', 'decay_rate')
 _DECAY_MULTS = ('norm_decay_mult', 'bias_decay_mult', 'flat_decay_mult')
@@ -60,7 +61,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
     Example:
         >>> optim_wrapper = dict(
         ...     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
-        ...     constructor='LayerDecayConstructor',
+        ...     constructor='mmffnet.LayerDecayConstructor',
         ...     paramwise_cfg=dict(layer_decay_rate=0.8),
         ... )
     """

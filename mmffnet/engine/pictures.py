@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from mmengine import fileio
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+
+from ..registry import HOOKS
 
 if TYPE_CHECKING:  # takes a second, which only those who draw should wait
     from matplotlib.figure import Figure

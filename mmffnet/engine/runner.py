@@ -29,6 +29,7 @@ from mmffnet.paths import config_path
 
 from .checkpointing import find_checkpoint
 from .data import BadSampleError, check_samples, find_missing_data, without_annotations
+from .hooks import ChannelsLastHook
 from .labels import check_labels
 
 _TTA_MODELS = {
@@ -200,9 +201,9 @@ def build_runner(cfg: Config) -> Runner:
     """
     if cfg.get('launcher', 'none') != 'none' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
-    hooks = [_type(hook) for hook in cfg.get('custom_hooks') or []]
-    names = [str(getattr(kind, '__name__', kind)).rpartition('.')[2] for kind in hooks]
-    kind = _ChannelsLast if 'ChannelsLastHook' in names else Runner
+    hooks = cfg.get('custom_hooks') or []
+    channels_last = any(_is_hook(cfg, hook, ChannelsLastHook) for hook in hooks)
+    kind = _ChannelsLast if channels_last else Runner
     build = RUNNERS.build if 'runner_type' in cfg else kind.from_cfg
     try:
         runner = build(cfg)
@@ -346,8 +347,8 @@ def _averages(cfg: Config, hook: Any) -> bool:
 
 def _add_hook(cfg: Config, name: str, **settings: Any) -> None:
     hooks = cfg.get('custom_hooks') or []
-    if not any(_is_hook(cfg, hook, HOOKS.get(name)) for hook in hooks):
-        cfg.custom_hooks = [*hooks, dict(type=name, **settings)]
+    if not any(_is_hook(cfg, hook, HOOKS.get(f'mmffnet.{name}')) for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type=f'mmffnet.{name}', **settings)]
     # The config that lies beside the checkpoints must find the hook in other tools, too.
     imports = cfg.get('custom_imports') or dict(imports=[])
     modules = imports['imports'] if isinstance(imports['imports'], list) else [imports['imports']]
@@ -366,7 +367,7 @@ def _add_training_hooks(cfg: Config) -> None:
     hooks = cfg.get('default_hooks') or {}
     checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
     if isinstance(checkpoint, dict) and _hook_class(cfg, checkpoint) is CheckpointHook:
-        checkpoint = dict(checkpoint, type='SafeCheckpointHook')
+        checkpoint = dict(checkpoint, type='mmffnet.SafeCheckpointHook')
     cfg.default_hooks = dict(hooks, checkpoint=checkpoint)
     for name in ('ExactResumeHook', 'FiniteLossHook', 'WholeCheckpointHook'):
         _add_hook(cfg, name)
@@ -440,7 +441,7 @@ def _show_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: 
         raise UsageError('--show and --show-dir need default_hooks.visualization in the config')
     hook['enable' if scope == 'mmpretrain' else 'draw'] = True
     if scope == 'mmpretrain':
-        hook['type'] = 'ClsPicturesHook'
+        hook['type'] = 'mmffnet.ClsPicturesHook'
     hook.update(show=show, wait_time=wait_time, interval=1)
     if show_dir and scope != 'mmseg':
         # absolute, as mmdet puts a relative one below the time of the run in the work directory

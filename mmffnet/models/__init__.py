@@ -1,10 +1,11 @@
-"""Blocks and backbones; importing this registers them in mmengine's MODELS."""
+"""Blocks and backbones; importing this registers them."""
 
 from typing import Any
 
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
+from ..registry import MODELS
 from .classifier import ConvPoolNeck
 from .ffnet import FFNet, FFNetSeg
 from .losses import ClassDiceLoss
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 
+@MMENGINE_MODELS.register_module(name='FFNetHead')
 @MODELS.register_module(name='FFNetHead')
 def _build_ffnet_head(**kwargs: Any) -> nn.Module:
     """Builds mmseg's FFNetHead, importing it (and mmseg) no sooner than a config asks for it."""

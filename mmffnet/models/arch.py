@@ -74,7 +74,7 @@ def check_layer_cfg(name: str, cfg: Any) -> None:
     if layer is nn.LayerNorm:
         raise ValueError(
             f'{name}: {cfg["type"]!r} is over the last dimension, which is none of the channels of '
-            "a map: use dict(type='ChannelLayerNorm')"
+            "a map: use dict(type='mmffnet.ChannelLayerNorm')"
         )
 
 

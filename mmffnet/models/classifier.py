@@ -1,10 +1,10 @@
 """Classifiers of mmpretrain: the neck of FFNetSeg's pre-training, and official names of it all."""
 
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..official_names import NameMap
+from ..registry import MODELS
 from .reparam import ConvNorm
 
 #: What is not in the backbone, under its names in mmpretrain's ImageClassifier

@@ -1,7 +1,7 @@
 """A classifier that learns from another one.
 
-The only module that imports mmpretrain's models; ``import mmffnet`` leaves it out. mmengine's root
-registry has a stand-in for it, so that ``type='DistilledClassifier'`` in a config is enough.
+The only module that imports mmpretrain's models; ``import mmffnet`` leaves it out. The registry has
+a function that imports and builds it: ``type='mmffnet.DistilledClassifier'`` in a config is enough.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,6 @@ from ..checkpoint import find_state_dict
 _KINDS = ('hard', 'soft')
 
 
-@MODELS.register_module()
 class DistilledClassifier(ImageClassifier):
     """mmpretrain's ImageClassifier, trained on labels and on what a teacher says.
 

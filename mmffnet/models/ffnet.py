@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from mmengine.model import Sequential
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
 from ..checkpoint import adopt_state_dict
 from ..official_names import FFNET_NAMES, FFNET_SEG_NAMES, NameMap
+from ..registry import MODELS
 from .classifier import adopt_classifier
 from .metamixer import MetaMixer
 from .mixers import build_act
@@ -37,6 +38,7 @@ def _variant(
     )
 
 
+@MMENGINE_MODELS.register_module()
 @MODELS.register_module()
 class FFNet(MetaMixer):
     """FFNet, a convolutional network with FFNified attention.
@@ -117,6 +119,7 @@ class FFNet(MetaMixer):
         adopt_classifier(state_dict, prefix, self.official_names)
 
 
+@MMENGINE_MODELS.register_module()
 @MODELS.register_module()
 class FFNetSeg(FFNet):
     """The FFNet of whole segmentation systems, made for :class:`FFNetHead`.

@@ -1,8 +1,9 @@
 """A loss for segmentation with few pixels of some classes."""
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
+
+from ..registry import MODELS
 
 
 @MODELS.register_module()

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoint import load_pretrained
 from ..config_types import find_type
+from ..registry import MODELS
 from .arch import (
     MixerCfg,
     check_count,
@@ -121,7 +122,8 @@ def build_mixer(cfg: dict, channels: int, **defaults: Any) -> nn.Module:
     """
     kwargs = dict(cfg)
     kind = kwargs.pop('type')
-    mixer = find_type(kind)
+    ours = MODELS.module_dict.get(kind) if isinstance(kind, str) else None
+    mixer = ours or find_type(kind)  # a mixer of ours needs no scope
     if mixer is None:
         raise ValueError(
             f'mixer {kind!r} is not registered in MODELS: import the module that registers '

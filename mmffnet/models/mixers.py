@@ -1,16 +1,17 @@
 """Token mixers and channel mixers, the two exchangeable parts of a MetaMixer block.
 
 A mixer maps a feature map ``(N, C, H, W)`` to one of the same shape; the block around it adds the
-residual connection, the layer scale and the drop path. Any module that is registered in mmengine's
-``MODELS`` serves: it is built with ``channels`` and the arguments of its config, and with the
-network's ``norm_cfg`` and ``act_cfg`` if its signature names them.
+residual connection, the layer scale and the drop path. Any module that a registry of models holds
+serves: it is built with ``channels`` and the arguments of its config, and with the network's
+``norm_cfg`` and ``act_cfg`` if its signature names them. A name without a scope means a mixer of
+ours if there is one of that name.
 """
 
 import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..registry import MODELS
 from .arch import check_count, check_odd
 from .reparam import ConvNorm, NormConv, depthwise_conv
 

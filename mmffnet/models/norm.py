@@ -2,11 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..registry import MODELS
+
 #: Norm of the maps that the backbones hand to necks and heads
-CHANNEL_LAYER_NORM = dict(type='ChannelLayerNorm', eps=1e-6)
+CHANNEL_LAYER_NORM = dict(type='mmffnet.ChannelLayerNorm', eps=1e-6)
 
 
 @torch.fx.wrap  # a choice that a graph of torch.fx must make when it runs

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule, build_norm_layer
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..registry import MODELS
 from .arch import check_odd
 
 #: Where a module keeps what listens to it, and with which arguments
@@ -435,7 +435,9 @@ _PLAIN_NORMS = {_BatchNorm.forward, nn.SyncBatchNorm.forward}
 
 @MODELS.register_module()
 def Reparameterized(original: str, **kwargs: Any) -> nn.Module:
-    """A model of any type, re-parameterised: ``dict(type='Reparameterized', original='MaskRCNN')``.
+    """A model of any type, re-parameterised.
+
+    In a config: ``dict(type='mmffnet.Reparameterized', original='MaskRCNN', ...)``.
 
     All else in the config stays as it is, so that two keys on top of a model's config make its
     deployed form. Checkpoints load into it in both forms.

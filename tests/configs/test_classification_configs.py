@@ -308,7 +308,7 @@ def test_colour_jitter_is_off_in_the_official_run_too():
 def test_moving_average_and_randomness():
     cfg = read('ffnet1_in1k')
     ema, average = cfg.custom_hooks
-    assert ema.type == 'RawAndEMAHook'
+    assert ema.type == 'mmffnet.RawAndEMAHook'
     hook = HOOKS.build({key: value for key, value in ema.items() if key != 'priority'})
     hook.before_run(type('Runner', (), dict(model=nn.BatchNorm1d(2))))
     model, averaged = hook.src_model, hook.ema_model
@@ -318,7 +318,7 @@ def test_moving_average_and_randomness():
     averaged.update_parameters(model)
     assert averaged.module.weight.tolist() == pytest.approx([1.0005, 1.0005])
     assert averaged.module.running_mean.tolist() == pytest.approx([0.0005, 0.0005])
-    assert average == dict(type='AverageBuffersHook')
+    assert average == dict(type='mmffnet.AverageBuffersHook')
     assert (cfg.randomness.seed, cfg.randomness.diff_rank_seed) == (42, True)
 
 

@@ -158,7 +158,7 @@ def test_damaged_checkpoint_in_any_config(toy, undisturbed, tmp_path):
     os.truncate(damaged, damaged.stat().st_size // 2)
     (tmp_path / 'last_checkpoint').write_text(str(damaged))
     cfg = toy.toy_config(tmp_path, **{'default_hooks.checkpoint.type': 'SafeCheckpointHook'})
-    cfg.custom_hooks += [dict(type='ExactResumeHook')]
+    cfg.custom_hooks += [dict(type='mmffnet.ExactResumeHook')]
     cfg.resume = True
     child = toy.Child(tmp_path / 'log', cfg, 'plain')
     assert child.wait() == 0, child.text

@@ -133,7 +133,7 @@ def test_gradient_scaler_may_skip_some_steps(toy, tmp_path):
         'default_hooks.checkpoint.save_best': None,
     }
     cfg = toy.toy_config(tmp_path, **options)
-    cfg.custom_hooks = [dict(type='FiniteLossHook', patience=3)]
+    cfg.custom_hooks = [dict(type='mmffnet.FiniteLossHook', patience=3)]
     hook = toy.At('before_train_iter', 4, toy.spoil_weight)
     child = toy.Child(tmp_path / 'log', cfg, None, hook)
     assert child.wait() == 1

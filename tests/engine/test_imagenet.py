@@ -20,7 +20,7 @@ def schedule(lr=1e-3, groups=1, **settings):
     params = [dict(params=[nn.Parameter(torch.zeros(1))], lr=lr / 2**i) for i in range(groups)]
     optimizer = torch.optim.SGD(params, lr=lr)
     scheduler = PARAM_SCHEDULERS.build(
-        dict(type='WarmupCosineLR', **settings), default_args=dict(optimizer=optimizer)
+        dict(type='mmffnet.WarmupCosineLR', **settings), default_args=dict(optimizer=optimizer)
     )
     return optimizer, scheduler
 
@@ -80,7 +80,7 @@ def test_a_warmup_longer_than_the_cosine_is_refused():
 
 
 def test_the_better_of_raw_and_averaged_weights_counts(toy, tmp_path):
-    hooks = [dict(type='RawAndEMAHook', momentum=0.1, update_buffers=True)]
+    hooks = [dict(type='mmffnet.RawAndEMAHook', momentum=0.1, update_buffers=True)]
     cfg = toy.toy_config(tmp_path, custom_hooks=hooks)
     child = toy.Child(tmp_path / 'log', cfg)
     assert child.wait() == 0, child.text

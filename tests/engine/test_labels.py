@@ -295,7 +295,7 @@ def test_wherever_labels_are_loaded(make, steps):
 
 
 def test_by_name_in_a_pipeline_without_the_tools(make):
-    step = dict(type='LoadCheckedLabels', num_classes=3, ignored=[9])
+    step = dict(type='mmffnet.LoadCheckedLabels', num_classes=3, ignored=[9])
     dataset = make(labels_of(0, 9), labels_of(3)).build(steps=[LOAD[0], step, PACK])
     assert dataset[0]['data_samples'].gt_sem_seg.data.max() == 9
     with pytest.raises(ValueError, match='has the values 3; 3 is not among the 3 classes'):

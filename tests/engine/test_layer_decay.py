@@ -35,7 +35,7 @@ def build(model, optimizer=None, wrapper=None, **paramwise_cfg) -> OptimWrapper:
         model,
         dict(
             optimizer=optimizer or dict(type='AdamW', lr=LR, weight_decay=WEIGHT_DECAY),
-            constructor='LayerDecayConstructor',
+            constructor='mmffnet.LayerDecayConstructor',
             paramwise_cfg=paramwise_cfg,
             **(wrapper or {}),
         ),
@@ -321,7 +321,7 @@ def step(rank):
     model = MMDistributedDataParallel(FFNet('nano').eval())
     wrapper = build_optim_wrapper(model, dict(
         optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.0),
-        constructor='LayerDecayConstructor',
+        constructor='mmffnet.LayerDecayConstructor',
         paramwise_cfg=dict(layer_decay_rate=0.5),
     ))
     weight = model.module.stem.conv1.conv.weight

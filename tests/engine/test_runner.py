@@ -97,7 +97,7 @@ def test_options_of_test_for_mmseg(checkpoint):
     )
     assert cfg.load_from == 'https://host.invalid/x.pth'
     assert [metric.output_dir for metric in cfg.test_evaluator] == ['maps']
-    assert cfg.custom_hooks[-1] == dict(type='SegPicturesHook', out_dir='d')
+    assert cfg.custom_hooks[-1] == dict(type='mmffnet.SegPicturesHook', out_dir='d')
     assert cfg.default_hooks.visualization.draw
 
 
@@ -178,9 +178,9 @@ def test_types_may_be_classes(monkeypatch):
 
 def test_training_hooks_in_any_config():
     cfg = train_config(Config(dict(model=dict())), compile=True)
-    assert cfg.default_hooks == dict(checkpoint=dict(type='SafeCheckpointHook', interval=1))
+    assert cfg.default_hooks == dict(checkpoint=dict(type='mmffnet.SafeCheckpointHook', interval=1))
     added = ['ExactResumeHook', 'FiniteLossHook', 'WholeCheckpointHook', 'CompileHook']
-    assert [hook.type for hook in cfg.custom_hooks] == added
+    assert [hook.type for hook in cfg.custom_hooks] == [f'mmffnet.{name}' for name in added]
     assert cfg.custom_imports == dict(imports=['mmffnet'])
 
     mine = dict(
@@ -190,7 +190,7 @@ def test_training_hooks_in_any_config():
     )
     cfg = train_config(Config(copy.deepcopy(mine)))
     assert cfg.default_hooks == mine['default_hooks']
-    added = [dict(type='ExactResumeHook'), dict(type='WholeCheckpointHook')]
+    added = [dict(type=f'mmffnet.{name}Hook') for name in ('ExactResume', 'WholeCheckpoint')]
     assert cfg.custom_hooks == [*mine['custom_hooks'], *added]
     assert cfg.custom_imports == dict(imports=['mmffnet', 'mine'], allow_failed_imports=False)
     cfg = Config(dict(default_hooks=dict(checkpoint=None)))
@@ -201,10 +201,10 @@ def test_fast_forms(checkpoint):
     hooks = [dict(type='EMAHook'), dict(type='mmpretrain.EMAHook'), dict(type='Mine')]
     speed = dict(compile=True, channels_last=True)
     cfg = test_config(Config(dict(custom_hooks=hooks)), checkpoint, fuse=True, **speed)
-    added = ['CompileHook', 'ChannelsLastHook']
+    added = ['mmffnet.CompileHook', 'mmffnet.ChannelsLastHook']
     found = [hook.type for hook in cfg.custom_hooks]
-    assert found == ['Mine', 'WholeCheckpointHook', 'FuseHook', *added]
-    robust = ['ExactResumeHook', 'FiniteLossHook', 'WholeCheckpointHook']
+    assert found == ['Mine', 'mmffnet.WholeCheckpointHook', 'mmffnet.FuseHook', *added]
+    robust = [f'mmffnet.{name}Hook' for name in ('ExactResume', 'FiniteLoss', 'WholeCheckpoint')]
     assert [hook.type for hook in train_config(Config(), **speed).custom_hooks] == robust + added
 
 

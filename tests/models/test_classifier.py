@@ -72,7 +72,7 @@ def test_a_fused_model_loads_official_files(tmp_path):
     """Through mmengine, as `load_from` and tools/test.py do it."""
     weights = official.fill(official.official_keys('ffnet_1', 'cls'))
     torch.save({'state_dict': weights, 'epoch': 3}, tmp_path / 'ffnet_1.pth.tar')
-    model = build('ffnet1_in1k', type='Reparameterized', original='ImageClassifier')
+    model = build('ffnet1_in1k', type='mmffnet.Reparameterized', original='ImageClassifier')
     load_checkpoint(model, str(tmp_path / 'ffnet_1.pth.tar'), strict=True)
     (record, _) = load('cls_ffnet_1')
     assert deviation(logits(model, official.make_input(*record['size'])), record) < LIMIT

@@ -51,7 +51,8 @@ def weights(tmp_path_factory):
 
 
 def student(weights, **changes):
-    settings = dict(type='DistilledClassifier', teacher=classifier(), teacher_checkpoint=weights)
+    kind = 'mmffnet.DistilledClassifier'
+    settings = dict(type=kind, teacher=classifier(), teacher_checkpoint=weights)
     model = build(**classifier(**{**settings, **changes}))
     model.init_weights()
     return model
@@ -138,7 +139,9 @@ def test_the_teacher_is_no_part_of_the_model(weights):
 def test_testing_the_student_needs_no_teacher():
     model = build(
         **classifier(
-            type='DistilledClassifier', teacher=classifier(), teacher_checkpoint='nowhere.pth'
+            type='mmffnet.DistilledClassifier',
+            teacher=classifier(),
+            teacher_checkpoint='nowhere.pth',
         )
     ).eval()
     (result,) = model.predict(torch.rand(1, 3, 32, 32))
@@ -213,7 +216,7 @@ def test_without_mmpretrain_the_error_says_what_is_missing(monkeypatch):
     monkeypatch.delitem(sys.modules, 'mmffnet.models.distillation', raising=False)
     monkeypatch.setitem(sys.modules, 'mmpretrain.models', None)
     message = 'DistilledClassifier is a classifier for mmpretrain, which cannot be imported'
-    stand_in = MODELS.module_dict['DistilledClassifier']
+    stand_in = MODELS.get('mmffnet.DistilledClassifier')
     with pytest.raises(ImportError, match=message):
         stand_in()
 

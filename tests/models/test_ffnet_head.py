@@ -323,7 +323,7 @@ def test_official_segmentor_loads_through_load_from(form, tmp_path):
     if form == 'trained':
         target = segmentor()
     else:
-        target = segmentor('Reparameterized', original='EncoderDecoder')
+        target = segmentor('mmffnet.Reparameterized', original='EncoderDecoder')
     target.double().eval()
     load_checkpoint(target, str(tmp_path / 'official.pth'), strict=True)
     x = torch.rand(1, 3, 64, 64, dtype=torch.double)

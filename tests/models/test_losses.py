@@ -13,7 +13,7 @@ def test_formula():
     target = torch.randint(0, 3, (2, 4, 5))
     target[0, :2] = 255
     weight = torch.rand(2, 4, 5)
-    loss = MODELS.build(dict(type='ClassDiceLoss', loss_weight=2.0, smooth=0.5))
+    loss = MODELS.build(dict(type='mmffnet.ClassDiceLoss', loss_weight=2.0, smooth=0.5))
     expected = 0.0
     for c in range(3):
         overlap = sizes = 0.0
@@ -52,7 +52,7 @@ def test_in_a_decode_head_of_mmseg():
     pytest.importorskip('mmseg')
     from mmseg.models.decode_heads import FCNHead
 
-    losses = [dict(type='CrossEntropyLoss'), dict(type='ClassDiceLoss', loss_weight=0.5)]
+    losses = [dict(type='CrossEntropyLoss'), dict(type='mmffnet.ClassDiceLoss', loss_weight=0.5)]
     head = FCNHead(in_channels=4, channels=4, num_convs=0, num_classes=3, loss_decode=losses)
     logits, labels = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 1, 8, 8))
     sample = type('Sample', (), dict(gt_sem_seg=None))

@@ -217,7 +217,7 @@ def test_norm_cfg_and_act_cfg_reach_every_layer():
             dict(norm_cfg=dict(type='Nothing')),
             "norm_cfg: no layer of the type 'Nothing' is registered",
         ),
-        (dict(out_norm_cfg=dict(type='LN')), r"out_norm_cfg: 'LN' .*type='ChannelLayerNorm'"),
+        (dict(out_norm_cfg=dict(type='LN')), r"out_norm_cfg: 'LN' .*'mmffnet.ChannelLayerNorm'"),
         (dict(init_cfg='x.pth'), "init_cfg must be a dict with a type.* got 'x.pth'"),
         (dict(init_cfg=dict(checkpoint='x.pth')), 'init_cfg must be a dict with a type'),
         (

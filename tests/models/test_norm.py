@@ -5,7 +5,7 @@ from mmengine.registry import MODELS
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 def test_normalises_over_channels_and_keeps_the_layout(layout):
-    norm = MODELS.build(dict(type='ChannelLayerNorm', channels=6)).double()
+    norm = MODELS.build(dict(type='mmffnet.ChannelLayerNorm', channels=6)).double()
     norm.weight.data.normal_()
     norm.bias.data.normal_()
     x = torch.randn(2, 6, 4, 5, dtype=torch.double).to(memory_format=layout)
@@ -18,6 +18,6 @@ def test_normalises_over_channels_and_keeps_the_layout(layout):
 
 
 def test_gradients():
-    norm = MODELS.build(dict(type='ChannelLayerNorm', channels=3)).double()
+    norm = MODELS.build(dict(type='mmffnet.ChannelLayerNorm', channels=3)).double()
     x = torch.randn(2, 3, 2, 2, dtype=torch.double, requires_grad=True)
     assert torch.autograd.gradcheck(norm, (x,))

@@ -257,7 +257,7 @@ def test_whole_segmentor_and_its_deploy_config(tmp_path):
         for source in (segmentor, fused):
             torch.save({'state_dict': source.state_dict()}, tmp_path / 'checkpoint.pth')
             deployed = mmseg.MODELS.build(
-                dict(model, type='Reparameterized', original=model['type'])
+                dict(model, type='mmffnet.Reparameterized', original=model['type'])
             )
             deployed.double().eval()
             load_checkpoint(deployed, str(tmp_path / 'checkpoint.pth'), strict=True)
