@@ -192,7 +192,7 @@ class MultiBranchDWConv(FusibleBlock):
             self.add_module(name, branch)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.large(x)
+        y = self.large(x)  # type: ignore[operator]
         for name, branch in self.named_children():
             if name != 'large':
                 y = y + branch(x)
