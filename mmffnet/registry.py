@@ -73,11 +73,12 @@ def accept_moved_names() -> None:
     def get_moved(self: Registry, key: str) -> Any:
         found = get(self, key)
         ours = self._get_root_registry()._children.get(SCOPE)
-        if found is None and key in _MOVED and ours is not None:
-            found = get(ours, f'{SCOPE}.{key}')
+        name = key.removeprefix('mmengine.')
+        if found is None and name in _MOVED and ours is not None:
+            found = get(ours, f'{SCOPE}.{name}')
             if found is not None:
                 warnings.warn(
-                    f"type='{key}' is deprecated: write type='{SCOPE}.{key}'",
+                    f"type='{key}' is deprecated: write type='{SCOPE}.{name}'",
                     FutureWarning,
                     stacklevel=2,
                 )
