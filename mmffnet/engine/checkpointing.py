@@ -15,7 +15,13 @@ from types import FrameType
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, barrier, is_main_process
+from mmengine.dist import (
+    all_gather_object,
+    all_reduce,
+    barrier,
+    broadcast_object_list,
+    is_main_process,
+)
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
@@ -24,6 +30,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 from ..checkpoint import whole_file
+from ..compat import DamagedCheckpointError
 from ..registry import HOOKS
 
 #: Checkpoint of a training that was asked to stop; the next regular one replaces it
@@ -89,9 +96,7 @@ class SafeCheckpointHook(CheckpointHook):
         self._place: dict[str, int] = {}  # the epoch and iteration of the one being written
 
     def before_run(self, runner: Runner) -> None:
-        if runner._resume is True and runner._load_from is None:
-            runner._load_from = find_checkpoint(runner.work_dir)
-            runner._resume = runner._load_from is not None
+        settle_resume(runner)
         loop: Any = runner._train_loop
         if isinstance(loop, BaseLoop):  # it is built for a training only
             loop.run = partial(self._run, loop, loop.run)
@@ -310,6 +315,55 @@ def find_checkpoint(work_dir: str | Path) -> str | None:
     raise RuntimeError(
         f'no checkpoint in {work_dir} is whole: start without resuming, or name a checkpoint'
     )
+
+
+def settle_resume(runner: Runner) -> None:
+    """Makes all processes resume from what the main one found, or was told.
+
+    The main process alone reads a whole file to look for damage. The others do so with files that
+    are not the same, as where each machine has a disk of its own.
+
+    Args:
+        runner (Runner): The runner, before it has loaded anything.
+
+    Raises:
+        DamagedCheckpointError: In all processes, if all checkpoints are damaged, or one process
+            lacks the checkpoint.
+    """
+    answer: list[Any] = [None]
+    if is_main_process():
+        try:
+            if runner._resume is True and runner._load_from is None:
+                runner._load_from = find_checkpoint(runner.work_dir)
+                runner._resume = runner._load_from is not None
+            answer = [(runner._resume, runner._load_from, _identify(runner._load_from))]
+        except (OSError, RuntimeError) as error:
+            answer = [str(error)]
+    broadcast_object_list(answer)
+    if isinstance(answer[0], str):
+        raise DamagedCheckpointError(answer[0])
+    resume, name, identity = answer[0]
+    runner._resume, runner._load_from = resume, name
+    problem = None
+    if resume and _identify(name) != identity:
+        try:
+            problem = _find_damage(Path(name))
+        except OSError as error:
+            problem = f'cannot be read ({error})'
+    found = next(filter(None, all_gather_object(problem)), None)
+    if found:
+        raise DamagedCheckpointError(
+            f'{name}, from which the main process resumes, {found} in another process: work_dir '
+            'must be on a disk that all machines share, or copied to all of them'
+        )
+
+
+def _identify(name: str | None) -> tuple[int, int] | None:
+    try:
+        status = Path(name or '').stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _find_damage(path: Path) -> str | None:

@@ -27,7 +27,7 @@ from mmffnet.compat import DamagedCheckpointError
 from mmffnet.config_types import find_scope, find_type, type_name
 from mmffnet.paths import config_path
 
-from .checkpointing import find_checkpoint
+from .checkpointing import find_checkpoint, settle_resume
 from .data import BadSampleError, check_samples, find_missing_data, without_annotations
 from .hooks import ChannelsLastHook
 from .labels import check_labels
@@ -40,6 +40,8 @@ _TTA_MODELS = {
     'mmseg': dict(type='mmseg.SegTTAModel'),
     'mmpretrain': dict(type='mmpretrain.AverageClsScoreTTA'),
 }
+#: Where launchers say which process this is
+_RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 _PICKLED = ('.pkl', '.pickle')
 _DUMP_METRICS = {'mmdet': 'mmdet.DumpDetResults', 'mmpretrain': 'DumpResults'}
 
@@ -209,6 +211,10 @@ def build_runner(cfg: Config) -> Runner:
         runner = build(cfg)
     except (OSError, ValueError) as error:  # arguments that a model refuses, say
         raise UsageError(str(error)) from error
+    try:
+        settle_resume(runner)
+    except DamagedCheckpointError as error:
+        raise UsageError(str(error)) from error
     check_samples(runner)
     check_labels(runner)
     return runner
@@ -314,6 +320,9 @@ def _check_data(cfg: Config, *parts: str) -> None:
 
 def _resume(cfg: Config, resume: str) -> None:
     if resume == 'auto':
+        rank = _RANKS.get(cfg.get('launcher', 'none'))
+        if rank and os.environ.get(rank, '0') != '0':
+            return  # the main process looks, and build_runner tells the others
         try:
             found = find_checkpoint(cfg.work_dir)
         except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import runpy
 import shutil
 import signal
 
@@ -220,6 +221,63 @@ def test_find_checkpoint_says_once_what_is_damaged(work_dir, monkeypatch, caplog
     assert [record.message.rpartition(': ')[2] for record in caplog.records] == [
         'it is passed over'
     ]
+
+
+RANK = """
+import errno
+import os
+import zipfile
+from pathlib import Path
+import torch
+import toy_training as toy
+
+os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
+torch.distributed.init_process_group('gloo', 'file://' + store, rank=rank, world_size=2)
+read, test, stat = [], zipfile.ZipFile.testzip, Path.stat
+zipfile.ZipFile.testzip = lambda archive: (read.append(archive), test(archive))[1]
+size = {'train_dataloader.batch_size': 3, 'default_hooks.checkpoint.save_best': None}
+
+def train(epochs):
+    toy.train(
+        toy.toy_config(folder, launcher='pytorch', **size, **{'train_cfg.max_epochs': epochs}),
+        'auto', toy.At('before_train', 2 * epochs - 2, lambda runner: print('starts', runner.iter)),
+    )
+
+train(1)
+train(2)
+print('read', len(read))
+
+def stat_elsewhere(path, **options):
+    if path.suffix == '.pth':
+        raise FileNotFoundError(errno.ENOENT, 'not here', path)
+    return stat(path, **options)
+
+def open_elsewhere(archive, path):
+    raise FileNotFoundError(errno.ENOENT, 'not here', path)
+
+if rank:  # a disk of its own
+    Path.stat, zipfile.ZipFile.__init__ = stat_elsewhere, open_elsewhere
+try:
+    train(3)
+except ValueError as error:
+    print('refused', error)
+"""
+
+
+def test_main_process_alone_looks_for_damage(toy, tmp_path):
+    script, folder = tmp_path / 'rank.py', tmp_path / 'work'
+    script.write_text(RANK)
+    known = dict(store=str(tmp_path / 'store'), folder=folder)
+    children = [
+        toy.Child(tmp_path / f'{i}.log', str(script), dict(known, rank=i), function=runpy.run_path)
+        for i in range(2)
+    ]
+    for child, read in zip(children, (1, 0), strict=True):
+        assert child.wait() == 0, child.text
+        assert 'starts 0' in child.text and 'starts 2' in child.text
+        assert f'read {read}' in child.text
+        assert f'refused {folder / "epoch_2.pth"}, from which' in child.text
+        assert 'does not exist in another process' in child.text
 
 
 def test_directories_of_other_strategies_are_left_to_them(work_dir):
