@@ -17,6 +17,8 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from ..checkpoint import find_state_dict
+from ..compat import DamagedCheckpointError
+from ..config_types import type_name
 
 _KINDS = ('hard', 'soft')
 
@@ -69,7 +71,7 @@ class DistilledClassifier(ImageClassifier):
             # an init_cfg could load a part only, and nobody would notice
             raise ValueError(
                 'the teacher has no weights: set teacher_checkpoint to a file or address with '
-                f'those of {teacher.get("type")}'
+                f'those of {type_name(teacher.get("type"))}'
             )
         self.teacher_cfg = teacher
         self.teacher_checkpoint = teacher_checkpoint
@@ -100,8 +102,15 @@ class DistilledClassifier(ImageClassifier):
                 raw = CheckpointLoader.load_checkpoint(
                     self.teacher_checkpoint, 'cpu', logger='silent'
                 )
-            except (OSError, ValueError, RuntimeError) as error:
-                raise type(error)(f'{where}: {error}') from error
+            # types of their own, such as HTTPError, cannot be made of a text
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f'{where}: {error}') from error
+            except OSError as error:
+                raise OSError(f'{where}: {error}') from error
+            except ValueError as error:
+                raise ValueError(f'{where}: {error}') from error
+            except RuntimeError as error:
+                raise DamagedCheckpointError(f'{where}: {error}') from error
             try:
                 teacher.load_state_dict(find_state_dict(raw, where))
             except RuntimeError as error:

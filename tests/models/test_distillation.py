@@ -2,15 +2,18 @@
 
 import copy
 import sys
+from urllib.error import HTTPError
 
 import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 import mmffnet  # noqa: F401 - registers the models
+from mmffnet.compat import DamagedCheckpointError
 
 pytest.importorskip('mmpretrain')
 from mmpretrain.structures import DataSample
@@ -166,6 +169,26 @@ def test_a_teacher_without_weights_is_an_error_before_training(weights, tmp_path
     torch.save(state, tmp_path / 'partial.pth')
     with pytest.raises(ValueError, match=r'partial\.pth does not fit .*head\.fc\.bias'):
         student(str(tmp_path / 'partial.pth'))
+
+
+@pytest.mark.parametrize(
+    ('error', 'expected'),
+    [
+        (HTTPError('https://host/x.pth', 404, 'Not Found', None, None), OSError),
+        (UnicodeDecodeError('utf-8', b'x', 0, 1, 'invalid'), ValueError),
+        (RuntimeError('invalid hash value'), DamagedCheckpointError),
+    ],
+)
+def test_a_teacher_that_cannot_be_read(monkeypatch, error, expected):
+    """Whatever arguments errors of that type are made of."""
+
+    def load(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(CheckpointLoader, 'load_checkpoint', load)
+    with pytest.raises(expected, match=r'^teacher_checkpoint some\.pth: ') as caught:
+        student('some.pth')
+    assert type(caught.value) is expected and caught.value.__cause__ is error
 
 
 def test_a_teacher_with_other_classes_is_an_error(tmp_path):
