@@ -65,7 +65,7 @@ class Exported:
             - **height**, **width** (int or None): Size of the pictures; None for any.
             - **min_size** (int): The smallest height and width, where they are free.
             - **resize** (list[dict]): What the config does to the size of a picture before the
-              model gets it: those steps of its test pipeline that do, in the words of the config,
+              model gets it: those steps of its test pipeline that do, with the bare names of types,
               such as ``{'type': 'Resize', 'scale': [1333, 800], 'keep_ratio': True}``.
             - **channel_order** (str): ``'rgb'``.
             - **mean**, **std** (None): How to normalise pictures; None, as the model does.
