@@ -45,8 +45,9 @@ except ModuleNotFoundError as error:
     if error.name not in ('mmcv', 'mmengine'):
         raise
     raise ModuleNotFoundError(
-        f"mmffnet needs {error.name}, which is not installed: `pip install 'mmffnet[lite]'` brings "
-        'mmengine, mmcv-lite and torchvision; any other mmcv 2 and mmengine will do as well',
+        f'mmffnet needs {error.name}, which is not installed: `pip install mmengine '
+        "'mmcv-lite<2.2' torchvision 'setuptools<82'` (in a clone of mmffnet, `pip install -e "
+        "'.[lite]'`) brings what is needed; any other mmcv 2 and mmengine will do as well",
         name=error.name,
     ) from None
 

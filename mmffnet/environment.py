@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 _MODULES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'numpy')
-_DISTRIBUTIONS = {'mmdet': 'mmdetection', 'mmseg': 'mmsegmentation'}
-_EXTRAS = {'mmdet': 'det', 'mmseg': 'seg', 'mmpretrain': 'cls'}
+# The optional packages, by what installs them: the official ones and those of the onedl fork.
+_OPTIONAL = {
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+    'mmseg': ('mmsegmentation ftfy regex', 'onedl-mmsegmentation'),
+    'mmpretrain': ('mmpretrain', 'onedl-mmpretrain'),
+}
 
 
 def environment() -> dict[str, Any]:
@@ -63,7 +67,7 @@ def _source(module: str, *files: str) -> str:
     if spec is None or spec.origin is None:
         return ''
     for file in files:
-        path = Path(spec.origin).with_name(file)
+        path = Path(spec.origin).parent / file
         if path.is_file():
             return path.read_text(encoding='utf-8')
     return ''
@@ -80,6 +84,8 @@ def _version(module: str) -> str | None:
         _source(module, 'version.py', '__init__.py'),
         re.MULTILINE,
     )
+    if found and not found[1][0].isdigit():  # the name in importlib.metadata.version('...')
+        return importlib.metadata.version(found[1])
     return found[1] if found else 'unknown'
 
 
@@ -112,7 +118,7 @@ def _ops() -> tuple[str, list[str]]:
 def _broken(packages: dict[str, str | None], known: list[str]) -> list[str]:
     """Packages that are installed and cannot be imported, because of a library for example."""
     problems = []
-    for name in ('cv2', *(name for name in _EXTRAS if packages[name])):
+    for name in ('cv2', *(name for name in _OPTIONAL if packages[name])):
         if any(text.startswith(f'{name} ') for text in known):
             continue
         try:
@@ -124,20 +130,19 @@ def _broken(packages: dict[str, str | None], known: list[str]) -> list[str]:
 
 
 def _missing(packages: dict[str, str | None]) -> list[str]:
-    family = 'onedl-' if any(name.startswith('onedl-') for name in _installed()) else ''
+    fork = any(name.startswith('onedl-') for name in _installed())
     problems = [
-        f'{name} is not installed: `pip install onedl-{_DISTRIBUTIONS.get(name, name)}` if you '
-        'need it.'
-        if family
-        else f"{name} is not installed: `pip install 'mmffnet[{extra}]'` if you need it."
-        for name, extra in _EXTRAS.items()
+        f'{name} is not installed: `pip install {wanted[fork]}` if you need it.'
+        for name, wanted in _OPTIONAL.items()
         if packages[name] is None
     ]
     for name, wanted in (('mmengine', 'mmengine'), ('mmcv', 'mmcv-lite==2.1.0')):
         if packages[name] is None:
-            wanted = f'onedl-{name}' if family else wanted
+            wanted = f'onedl-{name}' if fork else wanted
             problems.append(f'{name} is not installed: `pip install {wanted}`.')
-    if importlib.util.find_spec('pkg_resources') is None:
+    # mmengine 0.11 and the fork do without it
+    needed = 'import pkg_resources' in _source('mmengine', 'utils/package_utils.py')
+    if needed and importlib.util.find_spec('pkg_resources') is None:
         problems.append(
             'pkg_resources is missing, which mmengine needs to find the configs of mmdet and '
             "mmseg: `pip install 'setuptools<82'`."
@@ -184,7 +189,7 @@ def _mixed_up() -> list[str]:
 def _too_new(packages: dict[str, str | None]) -> list[str]:
     """Packages that refuse the installed mmcv, by the limit in their own source."""
     problems = []
-    for name in _EXTRAS:
+    for name in _OPTIONAL:
         limit = re.search(
             r'^mmcv_max\w*\s*=\s*[\'"]([^\'"]+)',
             _source(name, '__init__.py') if packages[name] else '',

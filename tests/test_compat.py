@@ -47,7 +47,7 @@ def python(code, *args, **variables):
 
 def test_what_cannot_be_done_without_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mmcv', None)
-    with pytest.raises(ModuleNotFoundError, match=r"needs mmcv, .*'mmffnet\[lite\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"needs mmcv, .* mmengine 'mmcv-lite<2\.2' "):
         runpy.run_path(compat.__file__)
 
 

@@ -31,10 +31,47 @@ def test_missing_packages_are_problems(monkeypatch):
     assert report['ops'] == 'none'
     assert report['packages']['mmdet'] is None
     text = '\n'.join(report['problems'])
-    assert "mmdet is not installed: `pip install 'mmffnet[det]'`" in text
+    assert 'mmdet is not installed: `pip install mmdet`' in text
+    assert 'mmffnet[' not in text  # nothing of that name is on the package index
     assert 'mmcv is not installed: `pip install mmcv-lite==2.1.0`' in text
     assert "`pip install 'setuptools<82'`" in text
     assert ('ftfy is not installed' in text) == (report['packages']['mmseg'] is not None)
+
+
+def write_package(folder, name, version, source):
+    """A package as pip leaves it behind."""
+    (folder / name).mkdir()
+    for file, text in source.items():
+        (folder / name / file).parent.mkdir(exist_ok=True)
+        (folder / name / file).write_text(text)
+    info = folder / f'onedl_{name}-{version}.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text(
+        f'Metadata-Version: 2.1\nName: onedl-{name}\nVersion: {version}\n'
+    )
+
+
+def test_version_that_a_package_takes_from_its_metadata(tmp_path, monkeypatch):
+    source = "from importlib.metadata import version\n\n__version__ = version('onedl-mmpretrain')\n"
+    write_package(tmp_path, 'mmpretrain', '1.3.6', {'__init__.py': '', 'version.py': source})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'mmpretrain']:
+        monkeypatch.delitem(sys.modules, name)
+    assert environment._version('mmpretrain') == '1.3.6'
+
+
+@pytest.mark.parametrize('needed', [True, False])
+def test_pkg_resources_is_asked_for_only_where_mmengine_imports_it(needed, tmp_path, monkeypatch):
+    source = 'import pkg_resources' if needed else 'import importlib.metadata'
+    write_package(
+        tmp_path, 'mmengine', '0.11.0', {'__init__.py': '', 'utils/package_utils.py': source}
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, 'pkg_resources', None)
+    monkeypatch.delitem(sys.modules, 'mmengine')
+    names = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
+    problems = environment._missing(dict.fromkeys(names, '1'))
+    assert any('pkg_resources' in text for text in problems) == needed
 
 
 def test_broken_torchvision_is_a_problem(monkeypatch):
