@@ -13,6 +13,8 @@ Nothing here switches the safety off: a file that needs any other class or funct
 import argparse
 import codecs
 import collections
+import importlib.metadata
+import importlib.util
 import io
 import pickle
 import re
@@ -68,7 +70,16 @@ _FALLBACKS = {
 
 def setup() -> None:
     """Prepare torch, mmengine and mmcv; calling it again changes nothing."""
+    from mmengine.config.utils import MODULE2PACKAGE
+
     import mmffnet_ops_hook
+
+    # the fork onedl distributes mmseg under another name than mmengine looks for
+    try:
+        importlib.metadata.distribution(MODULE2PACKAGE['mmseg'])
+    except importlib.metadata.PackageNotFoundError:
+        if importlib.util.find_spec('mmseg'):
+            MODULE2PACKAGE['mmseg'] = 'mmseg'
 
     mmffnet_ops_hook.install()
     late = [

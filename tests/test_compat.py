@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import mmcv
+import mmengine.config.utils
 import numpy as np
 import pytest
 import torch
@@ -108,6 +109,17 @@ def test_hook_does_nothing_once_mmffnet_is_gone(monkeypatch):
     assert NativeOpsFinder.find_spec('mmcv._ext').origin.endswith('native_ops.py')
     monkeypatch.setitem(sys.modules, 'mmffnet', None)
     assert NativeOpsFinder.find_spec('mmcv._ext') is None
+
+
+def test_bases_of_mmseg_are_found_whoever_distributes_it(monkeypatch):
+    pytest.importorskip('mmseg')
+    packages = mmengine.config.utils.MODULE2PACKAGE
+    monkeypatch.setitem(packages, 'mmseg', 'mmsegmentation-that-is-not-installed')
+    with pytest.raises(ModuleNotFoundError):
+        mmengine.Config.fromfile(mmffnet.config_path('segmentation/semfpn_nano_shapes.py'))
+    compat.setup()
+    cfg = mmengine.Config.fromfile(mmffnet.config_path('segmentation/semfpn_nano_shapes.py'))
+    assert cfg.model.type == 'EncoderDecoder'
 
 
 def test_what_was_imported_too_early_is_named(monkeypatch):
