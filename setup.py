@@ -26,16 +26,16 @@ PTH_LINE = (
 
 # Only torch: mmengine and mmcv go by different distribution names (official or onedl; full or
 # lite), and naming one would install it over the other. `import mmffnet` says what is missing.
-REQUIRES = ['torch']
+REQUIRES = ['torch>=2.6']
 EXTRAS = {
     'lite': [
         'mmcv-lite>=2.0.1,<2.2',
         'mmengine>=0.10.4,<1',
         'setuptools<82',  # mmengine imports pkg_resources
-        'torchvision',
+        'torchvision>=0.21',
     ],
     'det': ['mmdet>=3.2,<4'],
-    'seg': ['mmsegmentation>=1.2,<2', 'ftfy', 'regex'],
+    'seg': ['mmsegmentation>=1.2.1,<2', 'ftfy', 'regex'],
     'cls': ['mmpretrain>=1.1,<2'],
 }
 # without 'lite': mmcv-lite would land on top of a full mmcv

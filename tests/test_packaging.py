@@ -101,7 +101,7 @@ def test_wheel_content(wheel):
     parser.read_string(entries)
     assert parser['console_scripts']['mmffnet'] == 'mmffnet_cli:main'
     required = [Requirement(text) for text in metadata.get_all('Requires-Dist')]
-    assert [str(item) for item in required if item.marker is None] == ['torch']
+    assert [str(item) for item in required if item.marker is None] == ['torch>=2.6']
     assert set(metadata.get_all('Provides-Extra')) == {
         *('lite', 'det', 'seg', 'cls', 'all', 'export', 'web', 'dev')
     }
