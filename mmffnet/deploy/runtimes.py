@@ -6,13 +6,13 @@ neither the config nor mmdet, mmseg or mmpretrain is needed here.
 
 import importlib
 import importlib.util
-import io
 import json
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +24,9 @@ import numpy as np
 META_KEY = 'mmffnet'
 #: What an exported model can be asked for
 TASKS = ('features', 'classification', 'segmentation', 'detection')
+
+#: Loggers of exporters and converters
+_TALKATIVE = ('coremltools', 'onnxscript', 'onnx_ir', 'torch.onnx', 'torch.export')
 
 _Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
@@ -236,19 +239,47 @@ def import_runtime(name: str, package: str | None = None) -> ModuleType:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Exporters tell much of what the comparison afterwards finds, or of what nobody can change."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logging.disable(disabled)
+    """Exporters tell much of what the comparison afterwards finds, or of what nobody can change.
+
+    Their own loggers are silenced, and no others: another thread may have something to say.
+    """
+    with _silence, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
+
+class _Silence:
+    """Keeps loggers from telling what is no error, for as long as any thread is inside."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.levels: dict[str, int] = {}
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                logging.getLogger().addFilter(_is_not_of_onnxruntime)
+                self.levels = {name: logging.getLogger(name).level for name in _TALKATIVE}
+                for name in self.levels:
+                    logging.getLogger(name).setLevel(logging.ERROR)
+
+    def __exit__(self, *_: Any) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                logging.getLogger().removeFilter(_is_not_of_onnxruntime)
+                for name, level in self.levels.items():
+                    logging.getLogger(name).setLevel(level)
+
+
+_silence = _Silence()
+
+
+def _is_not_of_onnxruntime(record: logging.LogRecord) -> bool:
+    # its quantisation has no logger of its own
+    return record.levelno > logging.WARNING or 'onnxruntime' not in Path(record.pathname).parts
 
 
 def _load_onnx(path: Path, device: str, threads: int | None, _: str) -> tuple[str, Any]:

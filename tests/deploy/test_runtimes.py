@@ -1,6 +1,9 @@
 """One interface for all runtimes, and clear words where there is no going on."""
 
+import logging
 import sys
+import threading
+import warnings
 
 import numpy as np
 import onnx
@@ -11,7 +14,7 @@ from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmffnet.deploy import runtimes
 from mmffnet.deploy.check import draw_pictures
 from mmffnet.deploy.export import export_model
-from mmffnet.deploy.runtimes import load_exported, paste_masks
+from mmffnet.deploy.runtimes import load_exported, paste_masks, quiet
 from mmffnet.deploy.wrap import AdaptivePool
 
 
@@ -155,3 +158,33 @@ def test_masks_are_pasted_as_mmdet_does():
     assert 100 < expected.ge(0.5).sum() < 5000
     np.testing.assert_array_equal(found[:5], expected.ge(0.5).numpy())
     assert not found[5].any()
+
+
+def test_only_exporters_are_quiet(caplog, capsys):
+    """Whoever uses the package goes on logging and printing meanwhile."""
+    names = ('mine', 'coremltools', 'torch.onnx')
+    levels = [logging.getLogger(name).level for name in names]
+    both = threading.Barrier(2)
+
+    def other():
+        with quiet():
+            both.wait()
+        both.wait()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with quiet():
+        both.wait()
+        both.wait()  # the other thread has left, and this one is still inside
+        thread.join()
+        print('printed')
+        logging.getLogger('mine').warning('logged')
+        logging.warning('by the root')
+        warnings.warn('warned', stacklevel=1)
+        for name in ('coremltools', 'torch.onnx.some'):
+            logging.getLogger(name).warning('hidden')
+            logging.getLogger(name).error('shown')
+    assert capsys.readouterr().out == 'printed\n'
+    assert caplog.messages == ['logged', 'by the root', 'shown', 'shown']
+    assert [logging.getLogger(name).level for name in names] == levels
+    assert not logging.getLogger().filters
