@@ -158,6 +158,7 @@ class TimmFFNet(nn.Module):
         """Gives it another number of classes, or other pooling."""
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
+        self.head.to(next(self.backbone.parameters()))  # its dtype and device
         self.head_hidden_size = self.head.num_features
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:

@@ -71,14 +71,14 @@ class FFNet(MetaMixer):
         [(1, 32, 16, 24), (1, 64, 8, 12), (1, 128, 4, 6), (1, 256, 2, 3)]
     """
 
-    arch_settings: ClassVar = {
+    arch_settings: ClassVar[dict[str, dict]] = {
         'nano': _variant((1, 1, 3, 1), (32, 64, 128, 256), 3, stem_channels=32),
         'ffnet1': _variant((2, 2, 8, 2), (80, 160, 320, 640), 3),
         'ffnet2': _variant((3, 3, 15, 3), (88, 176, 352, 704), 7),
         'ffnet3': _variant((4, 4, 22, 5), (96, 192, 384, 768), 7, layer_scale_init_value=1.0),
         'ffnet4': _variant((4, 4, 27, 3), (128, 256, 512, 1024), 7, layer_scale_init_value=1.0),
     }
-    arch_defaults: ClassVar = dict(
+    arch_defaults: ClassVar[dict[str, Any]] = dict(
         stem_channels=64,
         token_mixer=[dict(type='FFNifiedAttention', kernel_size=k) for k in (3, 3, 7, 7)],
         channel_mixer=dict(type='ConvFFN', kernel_size=7),
@@ -141,10 +141,10 @@ class FFNetSeg(FFNet):
         **kwargs: The other arguments of :class:`FFNet`.
     """
 
-    arch_settings: ClassVar = {
+    arch_settings: ClassVar[dict[str, dict]] = {
         'ffnetseg': dict(depths=(3, 4, 18, 5), channels=(96, 192, 384, 768)),
     }
-    arch_defaults: ClassVar = dict(
+    arch_defaults: ClassVar[dict[str, Any]] = dict(
         stem_channels=64,
         token_mixer=[
             dict(type='FFNifiedAttention', kernel_size=k, branches='strips') for k in (3, 3, 9, 9)

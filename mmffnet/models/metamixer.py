@@ -183,11 +183,11 @@ def _is_traced(x: Any) -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy)
 
 
-class _TopLevelTracer(torch.fx.Tracer):
-    """Traces the forward of one module and calls its submodules as they are."""
+class _SkeletonTracer(torch.fx.Tracer):
+    """Traces the modules of mmengine, which cannot be scripted, and calls all others as are."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
+        return not isinstance(m, BaseModule)
 
 
 @contextlib.contextmanager
@@ -373,14 +373,13 @@ class MetaMixer(BaseModule):
 
         Where the backbone is a part of what is scripted, torch puts this in its place for good.
         """
-        return torch.fx.GraphModule(self, _TopLevelTracer().trace(self))
+        graph = _SkeletonTracer().trace(self)
+        next(iter(reversed(graph.nodes))).type = None  # nor has it tuples of unknown length
+        return torch.fx.GraphModule(self, graph)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay besides biases and one-dimensional tensors.
-
-        None here: the official training decays the layer scales, which have three dimensions.
-        """
-        return set()
+        """Names of the parameters without weight decay besides biases and 1-D tensors."""
+        return {f'{n}.scale' for n, m in self.named_modules() if isinstance(m, LayerScale)}
 
     def _check_input(self, x: Tensor) -> None:
         if not (isinstance(x, Tensor) and x.is_floating_point()):
