@@ -67,7 +67,7 @@ class ToyClassifier(BaseModel):
     def forward(self, inputs: Any, labels: Any, mode: str = 'tensor') -> Any:
         scores = self.head(self.backbone(torch.stack(list(inputs)))[-1].mean((2, 3)))
         if mode == 'loss':
-            target = torch.as_tensor(labels)
+            target = torch.as_tensor(labels, device=scores.device)
             return dict(loss_cls=nn.functional.cross_entropy(scores, target))
         return list(scores)
 
