@@ -20,7 +20,6 @@ import pickle
 import re
 import sys
 import threading
-import types
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -42,7 +41,6 @@ try:
     from mmengine.fileio import get_file_backend
     from mmengine.logging import HistoryBuffer
     from mmengine.runner import checkpoint as mmengine_checkpoint
-    from mmengine.utils import digit_version
 except ModuleNotFoundError as error:
     if error.name not in ('mmcv', 'mmengine'):
         raise
@@ -55,8 +53,6 @@ except ModuleNotFoundError as error:
 
 from .registry import accept_moved_names
 
-# torch.load(weights_only=True) can be taught further classes under the names that files use.
-_SAFE_READER = digit_version(torch.__version__) >= digit_version('2.6')
 # What torch's reader is allowed belongs to the process: one thread at a time changes it.
 _READING = threading.RLock()
 
@@ -135,19 +131,6 @@ def _safe_globals() -> dict[str, Any]:
     return named
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
-    """For torch < 2.6: finds what torch's own safe reader finds, and :func:`_safe_globals`."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        from torch._weights_only_unpickler import _get_allowed_globals
-
-        full_name = f'{module.replace("__builtin__", "builtins")}.{name}'
-        allowed = {**_get_allowed_globals(), **_safe_globals()}
-        if full_name not in allowed:
-            raise pickle.UnpicklingError(f'GLOBAL {full_name}')
-        return allowed[full_name]
-
-
 @contextmanager
 def _allowed_globals() -> Iterator[None]:
     """Allows :func:`_safe_globals` to torch's safe reader, as long as the context lasts."""
@@ -160,15 +143,8 @@ def _allowed_globals() -> Iterator[None]:
 
 
 def _torch_load(file: BinaryIO, map_location: Any) -> Any:
-    if _SAFE_READER:
-        with _allowed_globals():
-            return torch.load(file, map_location=map_location, weights_only=True)
-    restricted = types.SimpleNamespace(
-        __name__='restricted_pickle',
-        Unpickler=_RestrictedUnpickler,
-        load=lambda file, **kwargs: _RestrictedUnpickler(file, **kwargs).load(),
-    )
-    return torch.load(file, map_location=map_location, pickle_module=restricted)
+    with _allowed_globals():
+        return torch.load(file, map_location=map_location, weights_only=True)
 
 
 def _open_checkpoint(path: Path) -> BinaryIO:

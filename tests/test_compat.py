@@ -132,12 +132,6 @@ def test_what_was_imported_too_early_is_named(monkeypatch):
 # Reading checkpoints
 
 
-@pytest.fixture(params=[False, True] if compat._SAFE_READER else [False], ids=str)
-def reader(request, monkeypatch):
-    """Both ways of reading: torch's safe reader, and the one for torch before 2.6."""
-    monkeypatch.setattr(compat, '_SAFE_READER', request.param)
-
-
 class TinyModel(BaseModel):
     def __init__(self):
         super().__init__()
@@ -216,7 +210,7 @@ def test_runner_resumes_from_its_own_checkpoint(trained, tmp_path):
     assert len(history.data[0]) == 4
 
 
-def test_read_checkpoint_of_a_runner(trained, reader):
+def test_read_checkpoint_of_a_runner(trained):
     checkpoint = compat.read_checkpoint(Path(trained.work_dir, 'epoch_2.pth'))
     assert checkpoint['message_hub']['runtime_info']['best_score'] == 0.5
     history = checkpoint['message_hub']['log_scalars']['train/loss']
@@ -234,7 +228,7 @@ def saved(value, **kwargs):
 
 
 @pytest.mark.parametrize(('old', 'new'), [(b'numpy._core', b'numpy.core'), (b'numpy.core',) * 2])
-def test_arrays_under_the_names_of_numpy_1_and_2(old, new, tmp_path, reader):
+def test_arrays_under_the_names_of_numpy_1_and_2(old, new, tmp_path):
     values = {
         'scalar': np.float32(1.5),
         'array': np.arange(6, dtype=np.int64).reshape(2, 3),
@@ -251,7 +245,7 @@ def test_arrays_under_the_names_of_numpy_1_and_2(old, new, tmp_path, reader):
 
 
 @pytest.mark.parametrize('zipped', [True, False])
-def test_checkpoint_of_timm(zipped, tmp_path, reader):
+def test_checkpoint_of_timm(zipped, tmp_path):
     content = {
         'epoch': 3,
         'arch': 'ffnet_2',
@@ -294,7 +288,7 @@ def attacks(target):
 
 @pytest.mark.parametrize('zipped', [True, False])
 @pytest.mark.parametrize('name', attacks(''))
-def test_file_that_asks_for_code_is_refused_and_runs_nothing(name, zipped, tmp_path, reader):
+def test_file_that_asks_for_code_is_refused_and_runs_nothing(name, zipped, tmp_path):
     target, path = tmp_path / 'executed', tmp_path / 'bad.pth'
     content = {'state_dict': {}, 'extra': attacks(str(target))[name]}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
@@ -315,7 +309,7 @@ OLD = saved({'state_dict': {'weight': torch.ones(100, 10)}}, _use_new_zipfile_se
     + [part for whole in (GOOD, OLD) for part in (whole[:40], whole[:-2000], whole[:-1])],
     ids=lambda content: f'{content[:4]!r}{len(content)}',
 )
-def test_damaged_file(content, tmp_path, reader):
+def test_damaged_file(content, tmp_path):
     path = tmp_path / 'damaged.pth'
     path.write_bytes(content)
     with pytest.raises(RuntimeError, match=rf'damaged\.pth \({len(content)} bytes\).* incomplete'):
