@@ -3,6 +3,7 @@
 Imports the standard library only: it has to speak where torch or mmengine cannot be imported.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -85,7 +86,8 @@ def _version(module: str) -> str | None:
         re.MULTILINE,
     )
     if found and not found[1][0].isdigit():  # the name in importlib.metadata.version('...')
-        return importlib.metadata.version(found[1])
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(found[1])
     return found[1] if found else 'unknown'
 
 

@@ -743,7 +743,7 @@ def _reassemble(features: Tensor, masks: Tensor, kernel: int, groups: int, scale
     for tap, (y, x) in enumerate(itertools.product(range(kernel), repeat=2)):
         source = padded[..., y : y + height, x : x + width]
         total = total + source[..., None, :, None] * masks[:, :, tap]
-    return total.view(batch, channels, height * scale, width * scale)
+    return total.reshape(batch, channels, height * scale, width * scale)
 
 
 def carafe_naive_forward(

@@ -86,3 +86,5 @@ def accept_moved_names() -> None:
 
     get_moved._accepts_moved_names = True  # type: ignore[attr-defined]
     Registry.get = get_moved
+    # `in` asks get(), and a host asks whether a name is free
+    Registry.__contains__ = lambda self, key: get(self, key) is not None

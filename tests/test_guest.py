@@ -32,6 +32,7 @@ SNAPSHOT = """
 import json, logging, signal, sys, warnings
 import mmcv.cnn, mmengine.model, mmengine.runner, numpy, torch, torch.hub
 from mmengine import fileio
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import root
 from mmengine.runner import checkpoint
 
@@ -47,6 +48,7 @@ def state():
         safe=sorted(map(str, torch.serialization.get_safe_globals())),
         finders=[getattr(f, '__name__', type(f).__name__) for f in sys.meta_path],
         filters=len(warnings.filters),
+        distributions=dict(MODULE2PACKAGE),
         levels=[logging.root.level, logging.root.manager.disable],
         signals=[str(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)],
         torch=[torch.get_num_threads(), str(torch.get_default_dtype()), torch.is_grad_enabled(),
@@ -79,13 +81,15 @@ def test_an_import_changes_what_the_readme_says():
     assert [s for s in after['storages'] if s not in before['storages']] == ['whole_file']
     extra = [finder for finder in after['finders'] if finder not in before['finders']]
     assert extra in ([], ['NativeOpsFinder'])  # it is there already where mmffnet is installed
-    for part in ('safe', 'filters', 'levels', 'signals', 'torch', 'packages'):
+    same = ('safe', 'filters', 'levels', 'signals', 'torch', 'packages', 'distributions')
+    for part in same:
         assert after[part] == before[part], part
 
 
 @pytest.mark.parametrize('name', ['SelfAttention', 'Pooling', 'ConvFFN', 'ClassDiceLoss'])
 def test_a_host_can_register_its_own(name):
     theirs = type(name, (nn.Module,), {})
+    assert name not in MODELS
     MODELS.register_module(name=name, module=theirs)
     try:
         with warnings.catch_warnings():

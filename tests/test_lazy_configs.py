@@ -146,11 +146,11 @@ def test_fusing_drops_moving_averages(checkpoint):
     from mmpretrain.engine import EMAHook as TheirHook
 
     dropped = [EMAHook, Averaging, TheirHook, 'mmengine.hooks.EMAHook', 'EMAHook']
-    assert fuse(dropped, checkpoint) == ['WholeCheckpointHook', 'FuseHook']
+    assert fuse(dropped, checkpoint) == ['mmffnet.WholeCheckpointHook', 'mmffnet.FuseHook']
     assert fuse([FiniteLossHook, FuseHook], checkpoint) == [
         FiniteLossHook,
         FuseHook,
-        'WholeCheckpointHook',
+        'mmffnet.WholeCheckpointHook',
     ]
 
 
@@ -158,7 +158,7 @@ def test_hooks_are_not_doubled():
     robust = ['ExactResumeHook', 'FiniteLossHook', 'WholeCheckpointHook']
     for mine in (FiniteLossHook, Patient, 'mmffnet.engine.hooks.FiniteLossHook'):
         cfg = train_config(Config(dict(custom_hooks=[dict(type=mine)])))
-        others = [name for name in robust if name != 'FiniteLossHook']
+        others = [f'mmffnet.{name}' for name in robust if name != 'FiniteLossHook']
         assert [hook.type for hook in cfg.custom_hooks] == [mine, *others]
 
 
@@ -166,13 +166,13 @@ def test_hooks_are_not_doubled():
 def test_the_checkpoint_hook_is_replaced(kind):
     cfg = Config(dict(default_hooks=dict(checkpoint=dict(type=kind, interval=7))))
     found = train_config(cfg).default_hooks.checkpoint
-    assert found == dict(type='SafeCheckpointHook', interval=7)
+    assert found == dict(type='mmffnet.SafeCheckpointHook', interval=7)
 
 
 def test_a_scoped_checkpoint_hook_is_replaced():
     hooks = dict(checkpoint=dict(type='mmdet.CheckpointHook'))
     cfg = train_config(Config(dict(default_hooks=hooks)))
-    assert cfg.default_hooks.checkpoint.type == 'SafeCheckpointHook'
+    assert cfg.default_hooks.checkpoint.type == 'mmffnet.SafeCheckpointHook'
 
 
 @pytest.mark.parametrize(

@@ -616,6 +616,8 @@ def test_carafe(kernel, groups, scale, device):
         output_and_gradients, lambda f, m: ops.carafe(f, m, *how), features, masks, compiled=on_cuda
     )[0]
     torch.testing.assert_close(output, expected)
+    last = features.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(ops.carafe(last, masks, *how), expected)
     naive = compare(ops.carafe_naive, features, masks, *how, compiled=on_cuda)
     torch.testing.assert_close(naive, expected)
     inputs = features.requires_grad_(), masks.requires_grad_()

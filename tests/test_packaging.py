@@ -118,7 +118,8 @@ def test_installed_wheel(wheel, environment, tmp_path):
     assert path.parts[-5:-2] == ('mmffnet', '.mim', 'configs')
     assert path.is_file()
 
-    run(environment / 'python', '-m', 'pip', 'uninstall', '--quiet', '--yes', 'mmffnet')
+    uninstall = ('-m', 'pip', 'uninstall', '--quiet', '--yes', 'mmffnet')
+    run(environment / 'python', *uninstall, cwd=tmp_path)
     assert ours(environment) == set()
 
 
@@ -128,7 +129,8 @@ def test_editable_install(checkout, environment, tmp_path):
     path = Path(run(environment / 'python', '-c', CODE, cwd=tmp_path).strip())
     assert path == checkout / 'configs' / 'detection' / 'maskrcnn_ffnet2_coco.py'
 
-    run(environment / 'python', '-m', 'pip', 'uninstall', '--quiet', '--yes', 'mmffnet')
+    uninstall = ('-m', 'pip', 'uninstall', '--quiet', '--yes', 'mmffnet')
+    run(environment / 'python', *uninstall, cwd=tmp_path)
     assert ours(environment) == set()
 
 

@@ -359,8 +359,10 @@ def settle_resume(runner: Runner) -> None:
 
 
 def _identify(name: str | None) -> tuple[int, int] | None:
+    if name is None:
+        return None
     try:
-        status = Path(name or '').stat()
+        status = Path(name).stat()
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns

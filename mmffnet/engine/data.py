@@ -266,7 +266,8 @@ def _load_samples(dataset: Any, compared: Tensor, indices: Sequence[int]) -> lis
             if error.args == ('mask',):  # mmdet looks for it in the object
                 text += ' (an object in this picture has no segmentation, which masks need)'
             raise BadSampleError(text) from error
-        if not compared[index]:  # annotations take a while to read
+        # annotations take a while to read; some samplers yield more than numbers
+        if isinstance(index, int) and not compared[index]:
             _compare_size(_info(dataset, index), samples[-1])
             compared[index] = True
     return samples

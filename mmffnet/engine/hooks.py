@@ -324,7 +324,7 @@ class FiniteLossHook(Hook):
         values = ', '.join(
             f'{name} = {torch.as_tensor(value).item():.4g}' for name, value in outputs.items()
         )
-        in_a_row = f' for the {self._skipped}th time in a row' if self._skipped > 1 else ''
+        in_a_row = f', {self._skipped} times in a row' if self._skipped > 1 else ''
         pictures = [
             str(path)
             for sample in (data_batch or {}).get('data_samples', ())

@@ -128,7 +128,7 @@ def train_config(
         kind = wrapper.get('type', 'OptimWrapper')
         found = find_type(kind, OPTIM_WRAPPERS, cfg.get('default_scope'))
         if found not in (OptimWrapper, AmpOptimWrapper):
-            raise UsageError(f'--amp does not go with the optim_wrapper {kind}')
+            raise UsageError(f'--amp does not go with the optim_wrapper {type_name(kind)}')
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')
     if auto_scale_lr:

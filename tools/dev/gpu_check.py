@@ -314,12 +314,57 @@ def operators(name: str, device: torch.device) -> Found:
             return ops.sigmoid_focal_loss(x, target.to(x.device), 2.0, 0.25, None, 'none')
 
         inputs = [8 * rand(12, 4) - 4]
+    elif name == 'softmax_focal_loss':
+        classes = torch.arange(12) % 4
+
+        def function(x: Tensor) -> Tensor:
+            return ops.softmax_focal_loss(x, classes.to(x.device), 2.0, 0.25, None, 'sum')
+
+        inputs = [8 * rand(12, 4) - 4]
+    elif name == 'roi_pool':
+        low = 20 * rand(6, 2)
+        regions = torch.cat([torch.arange(6)[:, None] % 2, low, low + 5 + 20 * rand(6, 2)], 1)
+
+        def function(x: Tensor) -> Tensor:
+            return ops.roi_pool(x, regions.to(x), 7, 0.5)
+
+        inputs = [rand(2, 4, 24, 24)]
+    elif name == 'carafe':
+
+        def function(*tensors: Tensor) -> Tensor:
+            return ops.carafe(*tensors, 3, 1, 2)
+
+        inputs = [rand(2, 4, 6, 5), rand(2, 9, 12, 10)]
+    elif name == 'bbox_overlaps':
+
+        def function(*corners: Tensor) -> Tensor:
+            first, second = (torch.cat([c, c + 5 + c.flip(1)], 1) for c in corners)
+            return ops.bbox_overlaps(first, second)
+
+        corners = [40 * rand(20, 2), 40 * rand(30, 2)]
+        expected_overlaps = function(*corners)
+        return compare(
+            [function(*[c.to(device).float() for c in corners])], [expected_overlaps]
+        ), 1e-5
+    elif name == 'deform_conv2d, offsets of zero':
+
+        def function(*tensors: Tensor) -> Tensor:
+            return ops.deform_conv2d(*tensors, 1, 1)
+
+        inputs = [rand(2, 4, 8, 9), 0 * rand(2, 18, 8, 9), rand(6, 4, 3, 3)]
     elif name == 'deform_conv2d':
 
         def function(*tensors: Tensor) -> Tensor:
             return ops.deform_conv2d(*tensors, 1, 1)
 
         inputs = [rand(2, 4, 8, 9), rand(2, 18, 8, 9) - 0.5, rand(6, 4, 3, 3)]
+    elif name == 'modulated_deform_conv2d, larger offsets':
+
+        def function(*tensors: Tensor) -> Tensor:
+            return ops.modulated_deform_conv2d(*tensors, 2, 1)
+
+        inputs = [rand(2, 4, 8, 9), rand(2, 18, 8, 9) - 0.5, rand(2, 9, 8, 9)]
+        inputs += [rand(6, 4, 3, 3), rand(6)]
     elif name == 'modulated_deform_conv2d':
 
         def function(*tensors: Tensor) -> Tensor:
@@ -470,8 +515,9 @@ def all_checks() -> dict[str, Check]:
     checks['DDP: one process, SyncBN'] = partial(ddp, 'SyncBN')
     checks['DDP: warnings with channels_last'] = ddp_channels_last
     for name in (
-        *('nms', 'soft_nms', 'roi_align', 'sigmoid_focal_loss'),
-        *('deform_conv2d', 'modulated_deform_conv2d', 'ms_deform_attn'),
+        *('nms', 'soft_nms', 'bbox_overlaps', 'roi_align', 'roi_pool', 'sigmoid_focal_loss'),
+        *('softmax_focal_loss', 'carafe', 'deform_conv2d', 'deform_conv2d, offsets of zero'),
+        *('modulated_deform_conv2d', 'modulated_deform_conv2d, larger offsets', 'ms_deform_attn'),
     ):
         checks[f'operators: {name}'] = partial(operators, name)
     checks['torch.compile: outputs, gradients, buffers'] = compiled

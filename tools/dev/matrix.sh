@@ -102,7 +102,7 @@ install() { # install VENV
         # mmengine asks for its twin, which writes the same files and needs the system's libGL
         "${pip[@]}" uninstall --yes opencv-python &&
         "${add[@]}" --no-deps --force-reinstall "$(grep '^opencv' "$1/requirements.txt")" &&
-        "${add[@]}" --no-deps --editable .
+        "${add[@]}" --no-deps --editable . && rm -rf mmffnet.egg-info
 }
 
 folder=
