@@ -13,6 +13,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -258,7 +259,11 @@ def ddp(norm: str, device: torch.device) -> Found:
 
 
 def ddp_channels_last(device: torch.device) -> Found:
-    """How often torch warns that gradients are laid out otherwise than DDP wants them."""
+    """How often torch warns that gradients are laid out otherwise than DDP wants them.
+
+    It also warns where the strides differ in axes of size 1 alone, in which nothing is strided: a
+    depthwise kernel is laid out alike in both formats.
+    """
     toy = toy_training(device)
     always = torch.is_warn_always_enabled()
     with one_process(device), tempfile.TemporaryDirectory() as folder:
@@ -274,7 +279,20 @@ def ddp_channels_last(device: torch.device) -> Found:
         if not isinstance(runner.model, DistributedDataParallel):
             raise RuntimeError('the runner did not wrap the model')
         runner.model = None
-    return float(sum('strides do not match' in str(warning.message) for warning in seen)), 0.0
+    texts = [str(warning.message) for warning in seen]
+    texts = [text for text in texts if 'strides do not match' in text]
+    differing = [text for text in texts if _layouts_differ(text)]
+    if differing:
+        print(differing[0], file=sys.stderr)
+    return float(len(differing)), 0.0
+
+
+def _layouts_differ(text: str) -> bool:
+    """Whether torch's warning names strides that differ in an axis longer than 1."""
+    sizes, grad, _, bucket = (
+        [int(number) for number in group.split(',')] for group in re.findall(r'\[([\d, ]+)\]', text)
+    )
+    return any(a != b for size, a, b in zip(sizes, grad, bucket, strict=True) if size > 1)
 
 
 # Operators, compiler, export
