@@ -169,12 +169,15 @@ def load_pretrained(
         raise ValueError(f'{where} does not fit {name}: {error}') from None
 
     stages = len(getattr(model, 'stages', []))
+    # the family says it; another network must be filled by the file, and fill it
+    optional: tuple[str, ...] = getattr(model, 'optional_names', tuple)()
+    left_over = getattr(model, 'left_over', '(?!)')
 
     def leftover(key: str) -> bool:
         match = re.match(r'stages\.(\d+)\.', key)
-        return bool(re.match(r'(norm|head)\d?\.', key) or (match and int(match[1]) >= stages))
+        return bool(re.match(left_over, key) or (match and int(match[1]) >= stages))
 
-    missing = [k for k in result.missing_keys if not re.match(r'norm\d\.', k)]
+    missing = [k for k in result.missing_keys if not k.startswith(optional)]
     unexpected = [k for k in result.unexpected_keys if not leftover(k)]
     # PyTorch makes up counts of batches that a file does not have
     total, absent = (

@@ -20,7 +20,7 @@ import mmffnet
 from mmffnet import registry
 from mmffnet.compat import read_checkpoint
 from mmffnet.models import SelfAttention
-from mmffnet.models.metamixer import build_mixer
+from mmffnet.models.mixers import build_mixer
 
 IN_OUR_REGISTRIES = {
     name: kind

@@ -97,6 +97,16 @@ def test_mixers_example():
     sum(out.mean() for out in backbone(torch.rand(2, 3, 64, 64))).backward()
 
 
+def test_meta_mixer_example():
+    names = {}
+    exec(block('meta-mixer'), names)  # noqa: S102
+    backbone = MODELS.build(names['model'])
+    mixers = [stage.blocks[0].token_mixer for stage in backbone.stages]
+    assert {type(mixer) for mixer in mixers} == {mmffnet.models.MetaMixer}
+    assert mixers[0].key.large.conv.kernel_size == (11, 11)
+    sum(out.mean() for out in backbone(torch.rand(2, 3, 64, 64))).backward()
+
+
 def test_table_of_variants():
     rows = re.findall(
         r'^\| `(\w+)` \| ([\d, ]+) \| .*? \| ([\d. /]+) \| ([\d. /]+) \| (.*) \|$',

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.data import BatchSampler, DataLoader
 
 from ..checkpoint import load_whole
-from ..models import MetaMixer, reparameterize
+from ..models import MixerBackbone, reparameterize
 from ..registry import HOOKS
 from .data import name_bad_samples
 
@@ -238,9 +239,9 @@ class WholeCheckpointHook(Hook):
         where = f'the checkpoint {runner._load_from}'
         if not isinstance(runner._train_loop, BaseLoop):
             load_whole(model, checkpoint, where)
-        elif isinstance(getattr(model, 'backbone', None), MetaMixer):
-            # norms of outputs may be new
-            load_whole(model, checkpoint, where, r'backbone\.(?!norm\d)')
+        elif isinstance(getattr(model, 'backbone', None), MixerBackbone):
+            new = '|'.join(map(re.escape, model.backbone.optional_names()))
+            load_whole(model, checkpoint, where, rf'backbone\.(?!{new})')
 
 
 @HOOKS.register_module()

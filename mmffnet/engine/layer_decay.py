@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-import re
 from typing import Any
 
 from mmcv.cnn import is_norm
@@ -29,8 +28,9 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
     ``layer_decay_rate ** (n - 1 - k)``; necks, heads and all else outside the backbone get it
     whole. The layers are what the backbone's ``get_layer_depth(param_name, prefix)`` says, which
     mmffnet's backbones have, and many of mmpretrain's. Norms, biases and layer scales get no weight
-    decay. Frozen parameters are left out. Parameters that are treated alike share a group, and
-    the groups are logged as a table.
+    decay, nor what the backbone's ``no_weight_decay()`` names, if it has that. Frozen parameters
+    are left out. Parameters that are treated alike share a group, and the groups are logged as a
+    table.
 
     Args:
         optim_wrapper_cfg (dict): Config of the optimizer wrapper; its ``optimizer`` must name
@@ -40,9 +40,9 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
             - **layer_decay_rate** (float): The rate, in (0, 1]. ``decay_rate``, the name that mmdet
               and mmseg use, will do as well.
             - **mode** (str): ``'depth'``, or ``'official'`` for the layers and the groups of the
-              official FFNet recipes: see :func:`official_layer_depth`. There, only biases and
-              tensors of one dimension are without weight decay: layer scales have it. Defaults
-              to ``'depth'``.
+              official FFNet recipes: see :meth:`mmffnet.FFNet.get_official_layer_depth`. There,
+              only biases and tensors of one dimension are without weight decay: layer scales have
+              it. Defaults to ``'depth'``.
             - **num_layers** (int): For ``'official'`` only, and needed there.
             - **norm_decay_mult** (float): Factor to the weight decay of norms. Defaults to 0.
             - **bias_decay_mult** (float): The same for other biases. Defaults to 0.
@@ -105,7 +105,9 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
             params (list[dict]): Where the groups are added.
             module (nn.Module): The model, or a bare backbone.
         """
-        depths = self._depths(module)
+        backbones = _find_backbones(module)
+        depths = self._depths(module, backbones)
+        undecayed = set() if self.official else _undecayed(backbones)
         owners = {id(p): m for m in module.modules() for p in m.parameters(recurse=False)}
         groups: dict[tuple[float, float], dict[str, list]] = {}
         num_frozen = 0
@@ -116,7 +118,8 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
             layer, num_layers = depths[name]
             custom = next((v for key, v in self.custom_keys.items() if key in name), {})
             scale = self.rate ** (num_layers - 1 - layer) * custom.get('lr_mult', 1.0)
-            decay_mult = custom.get('decay_mult', self._decay_mult(name, param, owners[id(param)]))
+            decay_mult = 0.0 if name in undecayed else self._decay_mult(name, param, owners)
+            decay_mult = custom.get('decay_mult', decay_mult)
             group = groups.setdefault(
                 (scale, self.base_wd * decay_mult), dict(params=[], names=[], layers=[])
             )
@@ -143,25 +146,26 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
             title = f'Layer-wise decay {self.rate:g} of lr {self.base_lr:g}{frozen}'
             print_log(f'{title}:\n{_table(rows)}', logger='current')
 
-    def _depths(self, model: nn.Module) -> dict[str, tuple[int, int]]:
+    def _depths(self, model: nn.Module, backbones: dict[str, Any]) -> dict[str, tuple[int, int]]:
         """Layer and number of layers by the names of the parameters, of frozen ones too."""
-        backbones = _find_backbones(model)
         depths = {}
         for name, _ in model.named_parameters():
             prefix = next((p for p in backbones if name.startswith(p)), next(iter(backbones)))
-            if self.official:
-                depths[name] = official_layer_depth(name, prefix, self.num_layers)
+            backbone = backbones[prefix]
+            if not self.official:
+                depths[name] = backbone.get_layer_depth(name, prefix)
+            elif hasattr(backbone, 'get_official_layer_depth'):
+                depths[name] = backbone.get_official_layer_depth(name, prefix, self.num_layers)
             else:
-                depths[name] = backbones[prefix].get_layer_depth(name, prefix)
-        if self.official and all(layer > self.num_layers for layer, _ in depths.values()):
-            raise ValueError(
-                "paramwise_cfg: mode 'official' is for backbones with parameters named "
-                f'stages.I.blocks.J, which {type(next(iter(backbones.values()))).__name__} has not'
-            )
+                raise ValueError(
+                    "paramwise_cfg: mode 'official' is for backbones with the method "
+                    f'get_official_layer_depth, which {type(backbone).__name__} has not'
+                )
         return depths
 
-    def _decay_mult(self, name: str, param: Tensor, owner: nn.Module) -> float:
-        """The factor to the weight decay of a parameter that stands in the module ``owner``."""
+    def _decay_mult(self, name: str, param: Tensor, owners: dict[int, nn.Module]) -> float:
+        """The factor to the weight decay of a parameter, given the modules of all of them."""
+        owner = owners[id(param)]
         if is_norm(owner):
             kind = 'norm_decay_mult'
         elif name.rpartition('.')[2] == 'bias':
@@ -171,34 +175,6 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         else:
             return 1.0
         return self.paramwise_cfg.get(kind, 0.0)
-
-
-def official_layer_depth(param_name: str, prefix: str, num_layers: int) -> tuple[int, int]:
-    """Depth of a parameter in the official FFNet recipes for detection and UPerNet.
-
-    Stage 0 is layer 1 and stage 1 layer 2. Stage 2 has a layer, from 3 on, for every three of its
-    children, which are the downsampling and the blocks. Stage 3 is layer ``num_layers``, whatever
-    the length of stage 2, and all else the last layer, even the stem.
-
-    Args:
-        param_name (str): Name of the parameter in the whole model.
-        prefix (str): The backbone's prefix in these names.
-        num_layers (int): The ``num_layers`` of the recipe.
-
-    Returns:
-        tuple[int, int]: The layer, and the number of layers, ``num_layers + 2``.
-    """
-    pattern = re.escape(prefix) + r'stages\.([0-3])\.(?:downsample|blocks\.(\d+))\.'
-    match = re.match(pattern, param_name)
-    if match is None:
-        return num_layers + 1, num_layers + 2
-    child = 0 if match[2] is None else int(match[2]) + 1
-    layer = (1, 2, 3 + child // 3, num_layers)[int(match[1])]
-    if layer > num_layers:
-        raise ValueError(
-            f'paramwise_cfg: num_layers must be at least {layer} for {param_name}, got {num_layers}'
-        )
-    return layer, num_layers + 2
 
 
 def _find_backbones(model: nn.Module) -> dict[str, Any]:
@@ -216,6 +192,16 @@ def _find_backbones(model: nn.Module) -> dict[str, Any]:
             f'get_layer_depth(param_name, prefix), which {type(backbone).__name__} does not have'
         )
     return backbones
+
+
+def _undecayed(backbones: dict[str, Any]) -> set[str]:
+    """Names of the parameters that the backbones want to be without weight decay."""
+    return {
+        prefix + name
+        for prefix, backbone in backbones.items()
+        if hasattr(backbone, 'no_weight_decay')
+        for name in backbone.no_weight_decay()
+    }
 
 
 def _is_flat(param: Tensor, owner: nn.Module) -> bool:

@@ -6,11 +6,12 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
 from ..registry import MODELS
+from .backbone import MixerBackbone
+from .block import MixerBlock
 from .classifier import ConvPoolNeck
 from .ffnet import FFNet, FFNetSeg
 from .losses import ClassDiceLoss
-from .metamixer import MetaMixer, MetaMixerBlock
-from .mixers import ConvFFN, FFNifiedAttention, Pooling, SelfAttention
+from .mixers import ConvFFN, FFNifiedAttention, MetaMixer, Pooling, SelfAttention
 from .norm import ChannelLayerNorm
 from .reparam import Reparameterized, reparameterize
 
@@ -23,7 +24,8 @@ __all__ = [
     'FFNetSeg',
     'FFNifiedAttention',
     'MetaMixer',
-    'MetaMixerBlock',
+    'MixerBackbone',
+    'MixerBlock',
     'Pooling',
     'Reparameterized',
     'SelfAttention',

@@ -19,7 +19,8 @@ def resolve_arch(network: str, arch: Any, settings: dict[str, dict], defaults: d
         network (str): Name of the class, for errors.
         arch (str or dict): What the user gave.
         settings (dict): Arch dicts by name.
-        defaults (dict): What an arch dict may leave out.
+        defaults (dict): What an arch dict may leave out. A list has an entry per stage, the last
+            one is that of further stages too.
     """
     if isinstance(arch, str):
         if arch not in settings:
@@ -36,12 +37,23 @@ def resolve_arch(network: str, arch: Any, settings: dict[str, dict], defaults: d
         )
     for key in ('depths', 'channels'):
         values = arch[key]
-        if not (
-            isinstance(values, list | tuple) and len(values) == 4 and all(map(is_count, values))
-        ):
-            raise ValueError(f'arch: {key} must be 4 positive integers, got {values!r}')
-    arch = {**defaults, **arch}
-    check_count('arch: stem_channels', arch['stem_channels'])
+        if not (isinstance(values, list | tuple) and values and all(map(is_count, values))):
+            raise ValueError(
+                f'arch: {key} must be positive integers, one for each stage, got {values!r}'
+            )
+    if len(arch['depths']) != len(arch['channels']):
+        raise ValueError(
+            f'arch: depths and channels must be of the same length, the number of stages, '
+            f'got {arch["depths"]!r} and {arch["channels"]!r}'
+        )
+    stages = range(len(arch['depths']))
+    spread = {
+        key: [value[min(i, len(value) - 1)] for i in stages] if isinstance(value, list) else value
+        for key, value in defaults.items()
+    }
+    arch = {**spread, **arch}
+    if 'stem_channels' in arch:
+        check_count('arch: stem_channels', arch['stem_channels'])
     return arch
 
 

@@ -5,6 +5,7 @@ https://github.com/ysj9909/FFNet. Written anew from a description of the archite
 weights load as they are.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -16,8 +17,8 @@ from torch import nn
 from ..checkpoint import adopt_state_dict
 from ..official_names import FFNET_NAMES, FFNET_SEG_NAMES, NameMap
 from ..registry import MODELS
+from .backbone import MixerBackbone
 from .classifier import adopt_classifier
-from .metamixer import MetaMixer
 from .mixers import build_act
 from .reparam import ConvNorm, MultiBranchDWConv, NormConv
 
@@ -40,7 +41,7 @@ def _variant(
 
 @MMENGINE_MODELS.register_module()
 @MODELS.register_module()
-class FFNet(MetaMixer):
+class FFNet(MixerBackbone):
     """FFNet, a convolutional network with FFNified attention.
 
     =========  ==============  ====================  =============  ===========
@@ -56,8 +57,8 @@ class FFNet(MetaMixer):
     Token mixers have 3x3 kernels in the first two stages and 7x7 in the others. ``nano`` is not of
     the paper: it is for trying things on a CPU.
 
-    Arguments: see :class:`~mmffnet.models.metamixer.MetaMixer`. In an arch dict each entry of
-    ``channels`` must be a multiple of the one before.
+    Arguments: see :class:`~mmffnet.models.backbone.MixerBackbone`; ``drop_path_rate`` defaults to
+    0.2. In an arch dict each entry of ``channels`` must be a multiple of the one before.
 
     Note:
         The layer scale starts at 1, as in the official dense-prediction backbones; the official
@@ -84,9 +85,11 @@ class FFNet(MetaMixer):
         channel_mixer=dict(type='ConvFFN', kernel_size=7),
         layer_scale_init_value=None,
     )
+    default_drop_path_rate: ClassVar = 0.2
     official_names: ClassVar[NameMap] = FFNET_NAMES
 
-    def make_stem(self, in_channels: int, stem_channels: int, out_channels: int) -> nn.Module:
+    def make_stem(self, in_channels: int, out_channels: int) -> nn.Module:
+        stem_channels = self.settings['stem_channels']
         return Sequential(
             OrderedDict(
                 conv1=ConvNorm(in_channels, stem_channels, 3, 2, norm_cfg=self.norm_cfg),
@@ -95,7 +98,9 @@ class FFNet(MetaMixer):
             )
         )
 
-    def make_downsample(self, in_channels: int, out_channels: int) -> nn.Module:
+    def make_downsample(self, i: int, in_channels: int, out_channels: int) -> nn.Module:
+        if i == 0:
+            return nn.Identity()
         if out_channels % in_channels:
             raise ValueError(
                 f'arch: channels of {type(self).__name__} must each be a multiple of the one '
@@ -109,6 +114,36 @@ class FFNet(MetaMixer):
                 channel=NormConv(out_channels, out_channels, residual=True, norm_cfg=self.norm_cfg),
             )
         )
+
+    def get_official_layer_depth(
+        self, param_name: str, prefix: str, num_layers: int
+    ) -> tuple[int, int]:
+        """Depth of a parameter in the official recipes for detection and UPerNet.
+
+        Stage 0 is layer 1 and stage 1 layer 2. Stage 2 has a layer, from 3 on, for every three of
+        its children, which are the downsampling and the blocks. Stage 3 is layer ``num_layers``,
+        whatever the length of stage 2, and all else the last layer, even the stem.
+
+        Args:
+            param_name (str): Name of the parameter in the whole model.
+            prefix (str): The backbone's prefix in these names.
+            num_layers (int): The ``num_layers`` of the recipe.
+
+        Returns:
+            tuple[int, int]: The layer, and the number of layers, ``num_layers + 2``.
+        """
+        pattern = re.escape(prefix) + r'stages\.([0-3])\.(?:downsample|blocks\.(\d+))\.'
+        match = re.match(pattern, param_name)
+        if match is None:
+            return num_layers + 1, num_layers + 2
+        child = 0 if match[2] is None else int(match[2]) + 1
+        layer = (1, 2, 3 + child // 3, num_layers)[int(match[1])]
+        if layer > num_layers:
+            raise ValueError(
+                f'paramwise_cfg: num_layers must be at least {layer} for {param_name}, '
+                f'got {num_layers}'
+            )
+        return layer, num_layers + 2
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         adopt_state_dict(self, state_dict, prefix, self.official_names)
@@ -164,8 +199,8 @@ class FFNetSeg(FFNet):
     ):
         super().__init__(arch, out_indices=out_indices, out_norm_cfg=out_norm_cfg, **kwargs)
 
-    def make_stem(self, in_channels: int, stem_channels: int, out_channels: int) -> nn.Module:
-        norm_cfg = self.norm_cfg
+    def make_stem(self, in_channels: int, out_channels: int) -> nn.Module:
+        stem_channels, norm_cfg = self.settings['stem_channels'], self.norm_cfg
         return Sequential(
             OrderedDict(
                 conv1=ConvNorm(in_channels, stem_channels, 3, 2, norm_cfg=norm_cfg),
@@ -177,7 +212,9 @@ class FFNetSeg(FFNet):
             )
         )
 
-    def make_downsample(self, in_channels: int, out_channels: int) -> nn.Module:
+    def make_downsample(self, i: int, in_channels: int, out_channels: int) -> nn.Module:
+        if i == 0:
+            return nn.Identity()
         middle = 2 * out_channels
         return Sequential(
             OrderedDict(

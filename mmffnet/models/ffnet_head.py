@@ -21,14 +21,14 @@ from torch import Tensor
 
 from ..checkpoint import adopt_state_dict
 from ..official_names import FFNET_HEAD_NAMES
-from .metamixer import MetaMixerBlock
+from .block import MixerBlock
 from .mixers import build_act
 from .reparam import ConvNorm, reparameterize
 
 
 @MODELS.register_module()
 class FFNetHead(BaseDecodeHead):
-    """MetaMixer blocks on the concatenated maps of several levels.
+    """Mixer blocks on the concatenated maps of several levels.
 
     The levels are resized to the finest one (bicubic), concatenated and squeezed to ``head_width``
     channels, pass the blocks, and are widened to ``channels`` before the classification. The
@@ -111,12 +111,14 @@ class FFNetHead(BaseDecodeHead):
             )
         )
         mixer = dict(kernel_size=kernel_size, branches='strips')
+        token_mixer = dict(type='FFNifiedAttention', **mixer)
+        channel_mixer = dict(type='ConvFFN', expansion=expansion_ratio, **mixer)
+        branches = dict(token=dict(mixer=token_mixer), channel=dict(mixer=channel_mixer))
         self.blocks = Sequential(
             *(
-                MetaMixerBlock(
+                MixerBlock(
                     head_width,
-                    dict(type='FFNifiedAttention', **mixer),
-                    dict(type='ConvFFN', expansion=expansion_ratio, **mixer),
+                    branches,
                     drop_path=rate,
                     post_act=True,
                     norm_cfg=norm_cfg,

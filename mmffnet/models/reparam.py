@@ -72,6 +72,7 @@ class ConvNorm(FusibleBlock):
         norm_cfg: dict | None = None,
     ):
         super().__init__()
+        self.out_channels = out_channels
         kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         self.conv = nn.Conv2d(
             in_channels,

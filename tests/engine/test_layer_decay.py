@@ -487,6 +487,20 @@ def test_optimizer_must_name_what_is_scaled(missing):
         build(detector('nano'), optimizer, layer_decay_rate=0.8)
 
 
+def test_what_the_backbone_wants_undecayed():
+    class Table(FFNet):
+        def no_weight_decay(self):
+            return {'stem.conv1.conv.weight'}
+
+    model = nn.ModuleDict(dict(backbone=Table('nano')))
+    plain = undecayed(model, build(detector('nano'), layer_decay_rate=0.8))
+    found = undecayed(model, build(model, layer_decay_rate=0.8))
+    assert not plain and 'backbone.stem.conv1.conv.weight' in found
+    custom = {'stem.conv1.conv': dict(decay_mult=1.0)}
+    found = undecayed(model, build(model, layer_decay_rate=0.8, custom_keys=custom))
+    assert 'backbone.stem.conv1.conv.weight' not in found
+
+
 class Foreign(BaseModule):
     """A backbone that knows its layers, but not those of the official recipes."""
 

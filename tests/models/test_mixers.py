@@ -5,7 +5,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmffnet.models.metamixer import build_mixer
+from mmffnet.models.mixers import MetaMixer, build_mixer
 
 TINY = dict(depths=[1, 1, 1, 1], channels=[8, 16, 32, 64], stem_channels=8)
 
@@ -42,6 +42,66 @@ def test_ffnified_attention_is_query_key_value():
     }
     plain = build_mixer(dict(type='FFNifiedAttention', kernel_size=3), 4)
     assert isinstance(plain.key, nn.Conv2d) and plain.key.bias is not None
+
+
+@pytest.mark.parametrize('kernel_size', [3, 7])
+def test_presets_are_cases_of_the_meta_mixer(kernel_size):
+    """The same operations, in the same order, as configs."""
+    attention_branches = 'plain' if kernel_size == 3 else 'pair'
+    depthwise = dict(type='DepthwiseConv', kernel_size=kernel_size, branches=attention_branches)
+    ffn_branches = 'norm' if kernel_size == 3 else 'pair'
+    presets = {
+        'FFNifiedAttention': dict(
+            query=dict(type='PointwiseConv', norm=True), key=depthwise, value=depthwise
+        ),
+        'ConvFFN': dict(
+            query=dict(depthwise, branches=ffn_branches),
+            key=dict(type='PointwiseConv', expansion=3),
+            value=dict(type='PointwiseConv'),
+        ),
+    }
+    x = torch.rand(2, 4, 9, 8)
+    for name, operations in presets.items():
+        preset = build_mixer(dict(type=name, kernel_size=kernel_size), 4)
+        meta = build_mixer(dict(type='mmffnet.MetaMixer', **operations), 4)
+        assert isinstance(preset, MetaMixer) and type(meta) is MetaMixer
+        values = preset.state_dict().values()
+        meta.load_state_dict(dict(zip(meta.state_dict(), values, strict=True)))
+        assert torch.equal(meta(x), preset(x))
+
+
+def test_meta_mixer_is_value_of_act_of_key_of_query():
+    cfg = dict(
+        type='MetaMixer',
+        query=dict(type='PointwiseConv', expansion=2, norm=True),
+        value=dict(type='PointwiseConv'),
+        act_cfg=dict(type='SiLU'),
+        norm_cfg=dict(type='BN', eps=1e-2),
+    )
+    mixer = build_mixer(cfg, 4)
+    assert [name for name, _ in mixer.named_children()] == ['query', 'key', 'act', 'value']
+    assert isinstance(mixer.key, nn.Identity) and mixer.query.norm.eps == 1e-2
+    x = torch.rand(2, 4, 3, 5)
+    expected = mixer.value(nn.functional.silu(mixer.query(x)))
+    assert torch.equal(mixer(x), expected) and expected.shape == x.shape
+    nothing = build_mixer(dict(type='MetaMixer'), 4)
+    assert torch.equal(nothing(x), nn.functional.gelu(x))
+
+
+@pytest.mark.parametrize(
+    ('operations', 'message'),
+    [
+        (dict(query='PointwiseConv'), 'query must be a dict with a type'),
+        (dict(key=dict(expansion=2)), 'key must be a dict with a type'),
+        (dict(key=dict(type='PointwiseConv', expansion=2)), 'value must give 4 channels.* got 8'),
+        (dict(value=dict(type='PointwiseConv', out_channels=3)), 'value must give 4 .* got 3'),
+        (dict(value=dict(type='Nothing')), "'Nothing' is not registered"),
+        (dict(key=dict(type='DepthwiseConv', size=3)), "'DepthwiseConv'.* 'size'"),
+    ],
+)
+def test_bad_operations(operations, message):
+    with pytest.raises(ValueError, match=message):
+        build_mixer(dict(type='MetaMixer', **operations), 4)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""MetaMixer: the block of two residual mixers, and the staged backbone made of such blocks.
+"""The skeleton of all backbones: a stem and stages of blocks, with multi-scale outputs.
 
-Nothing here knows which mixers, stem or downsampling a network uses; `ffnet.py` says that.
+Nothing here knows which mixers, stem or downsampling a network uses; the families say that.
 """
 
 import contextlib
@@ -11,15 +11,12 @@ from typing import Any, ClassVar
 import torch
 import torch.utils.checkpoint as cp
 from mmcv.cnn import build_norm_layer
-from mmcv.cnn.bricks import DropPath as MMCVDropPath
 from mmengine.model import BaseModule, ModuleList, Sequential
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoint import load_pretrained
-from ..config_types import find_type
-from ..registry import MODELS
 from .arch import (
     MixerCfg,
     check_count,
@@ -31,131 +28,39 @@ from .arch import (
     resolve_mixers,
     resolve_out_indices,
 )
-from .mixers import build_act
+from .block import MixerBlock
 from .norm import CHANNEL_LAYER_NORM
 from .reparam import FusibleBlock, reparameterize
 
 
-class LayerScale(nn.Module):
-    """Multiplies each channel by a learned factor.
+class Stage(BaseModule):
+    """Downsampling, the blocks of one resolution, and what a family puts behind them.
 
     Args:
-        channels (int): Number of channels.
-        init_value (float): Initial factor.
-    """
-
-    def __init__(self, channels: int, init_value: float):
-        super().__init__()
-        self.scale = nn.Parameter(torch.full((channels, 1, 1), float(init_value)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
-
-
-class DropPath(MMCVDropPath):
-    """mmcv's drop path for ``(N, C, H, W)``, written so that it can be scripted and traced."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        keep = 1 - self.drop_prob
-        return x.div(keep) * (keep + torch.rand_like(x[:, :1, :1, :1])).floor()
-
-
-class MetaMixerBlock(BaseModule):
-    """Two residual units: ``x + token_mixer(x)``, then ``x + channel_mixer(x)``.
-
-    Each branch has its own layer scale and drop path.
-
-    Args:
-        channels (int): Channels in and out.
-        token_mixer (dict): Config of the token mixer.
-        channel_mixer (dict): Config of the channel mixer.
-        drop_path (float): Probability of dropping a branch. Defaults to 0.
-        layer_scale_init_value (float, optional): Initial layer scale; None for no layer scale.
-            Defaults to None.
-        post_act (bool): Put an activation after each addition. Defaults to False.
-        norm_cfg (dict, optional): Norm of the mixers. Defaults to None, which is batch norm.
-        act_cfg (dict, optional): Activation of the mixers. Defaults to None, which is GELU.
-        init_cfg (dict, optional): Initialisation. Defaults to None.
+        downsample (nn.Module): Makes the stage's resolution and width.
+        blocks (list[nn.Module]): The blocks.
+        with_cp (bool): Recompute the blocks in the backward pass to save memory.
+        tail (nn.Module, optional): What comes behind the blocks. Defaults to None, which is
+            nothing.
     """
 
     def __init__(
         self,
-        channels: int,
-        token_mixer: dict,
-        channel_mixer: dict,
-        drop_path: float = 0.0,
-        layer_scale_init_value: float | None = None,
-        post_act: bool = False,
-        norm_cfg: dict | None = None,
-        act_cfg: dict | None = None,
-        init_cfg: dict | None = None,
+        downsample: nn.Module,
+        blocks: list[nn.Module],
+        with_cp: bool,
+        tail: nn.Module | None = None,
     ):
-        super().__init__(init_cfg)
-
-        def scale() -> nn.Module:
-            if layer_scale_init_value is None:
-                return nn.Identity()
-            return LayerScale(channels, layer_scale_init_value)
-
-        defaults = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
-        self.token_mixer = build_mixer(token_mixer, channels, **defaults)
-        self.token_scale = scale()
-        self.channel_mixer = build_mixer(channel_mixer, channels, **defaults)
-        self.channel_scale = scale()
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.post_act = build_act(act_cfg) if post_act else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.post_act(x + self.drop_path(self.token_scale(self.token_mixer(x))))
-        return self.post_act(x + self.drop_path(self.channel_scale(self.channel_mixer(x))))
-
-
-def build_mixer(cfg: dict, channels: int, **defaults: Any) -> nn.Module:
-    """Builds a mixer from its config.
-
-    Args:
-        cfg (dict): ``type`` and the mixer's own arguments.
-        channels (int): Channels in and out.
-        **defaults: Arguments of the whole network; a mixer gets those that its signature names.
-    """
-    kwargs = dict(cfg)
-    kind = kwargs.pop('type')
-    ours = MODELS.module_dict.get(kind) if isinstance(kind, str) else None
-    mixer = ours or find_type(kind)  # a mixer of ours needs no scope
-    if mixer is None:
-        raise ValueError(
-            f'mixer {kind!r} is not registered in MODELS: import the module that registers '
-            f"it (custom_imports), or name its registry ('mmdet.{kind}'), or use one of "
-            f'mmffnet.models.mixers'
-        )
-    wanted = inspect.signature(mixer).parameters
-    kwargs = {**{k: v for k, v in defaults.items() if k in wanted}, **kwargs}
-    try:
-        inspect.signature(mixer).bind(channels=channels, **kwargs)
-    except TypeError as error:
-        raise ValueError(f'mixer {cfg["type"]!r}: {error}; it takes {", ".join(wanted)}') from None
-    return mixer(channels=channels, **kwargs)
-
-
-class Stage(BaseModule):
-    """Downsampling (none in the first stage) and the blocks of one resolution.
-
-    Args:
-        downsample (nn.Module): Makes the stage's resolution and width.
-        blocks (list[MetaMixerBlock]): The blocks.
-        with_cp (bool): Recompute the blocks in the backward pass to save memory.
-    """
-
-    def __init__(self, downsample: nn.Module, blocks: list[MetaMixerBlock], with_cp: bool):
         super().__init__()
         self.downsample = downsample
         self.blocks = Sequential(*blocks)
+        self.tail = nn.Identity() if tail is None else tail
         self.with_cp = with_cp
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
+        return self.tail(self.forward_blocks(self.downsample(x)))
+
+    def forward_blocks(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting() and self.with_cp and self.training:
             return self._checkpointed(x)
         return self.blocks(x)
@@ -208,36 +113,40 @@ def _keep_statistics(module: nn.Module) -> Iterator[None]:
             norm._buffers.update(kept)
 
 
-class MetaMixer(BaseModule):
-    """Backbone skeleton: a stem and stages of MetaMixer blocks, with multi-scale outputs.
+class MixerBackbone(BaseModule):
+    """Backbone skeleton: a stem and stages of blocks, with multi-scale outputs.
 
-    Subclasses give the table of architectures (``arch_settings``), :meth:`make_stem` and
-    :meth:`make_downsample`.
+    A family gives its table (``arch_settings``, ``arch_defaults``), its other class attributes, and
+    builds its parts in :meth:`make_stem`, :meth:`make_downsample`, :meth:`make_branches` (or
+    :meth:`make_block`) and :meth:`make_tail`. There it finds the arch dict as ``self.settings``,
+    the mixers of each stage as ``self.mixers['token_mixer'][i]`` and ``['channel_mixer'][i]``,
+    and ``self.channels``, ``norm_cfg``, ``act_cfg`` and ``layer_scale_init_value``.
 
     Args:
         arch (str or dict): A name in ``arch_settings`` or a dict with
 
-            - **depths** (list[int]): Blocks per stage.
+            - **depths** (list[int]): Blocks per stage, for any number of stages.
             - **channels** (list[int]): Channels per stage.
-            - and optionally, each with a default: **stem_channels** (int), **token_mixer** and
-              **channel_mixer** (dict, or list with a dict per stage), **layer_scale_init_value**
-              (float or None).
+            - and optionally whatever the family has a default for: **stem_channels** (int),
+              **token_mixer** and **channel_mixer** (dict, or list with a dict per stage),
+              **layer_scale_init_value** (float or None), and keys of its own.
         in_channels (int): Channels of the input image. Defaults to 3.
         out_indices (int or Sequence[int]): Stages whose maps are returned, ascending. Stages
-            after the last one are not built. Defaults to ``(0, 1, 2, 3)``.
+            after the last one are not built. Defaults to ``'default'``, which is all.
         out_norm_cfg (dict, optional): Norm of each returned map (the next stage gets the map
-            without it). Defaults to LayerNorm over the channels, ``eps=1e-6``; None for none;
-            ``dict(type='BN')`` with ``out_indices=3`` is the classifier.
-        drop_path_rate (float): Drop path of the last block, growing linearly from 0 at the first.
-            Defaults to 0.2.
+            without it). Defaults to ``'default'``, which is the family's: LayerNorm over the
+            channels, ``eps=1e-6``, in FFNet; None for none; ``dict(type='BN')`` with
+            ``out_indices=3`` is FFNet's classifier.
+        drop_path_rate (float, optional): Drop path of the last block, growing linearly from 0 at
+            the first. Defaults to None, which is the family's.
         layer_scale_init_value (float, optional): Initial layer scale, 0 for no layer scale.
             Defaults to None, which is what ``arch`` says.
         token_mixer (dict or list, optional): Replaces the token mixers of ``arch``: one config for
             all stages, or a list with one per stage, where None keeps the stage's own. A dict
             without ``type`` changes arguments of the one that is there. Defaults to None.
         channel_mixer (dict or list, optional): The same for the channel mixers. Defaults to None.
-        norm_cfg (dict): Norm of every convolution. Defaults to ``dict(type='BN')``.
-        act_cfg (dict): Activation. Defaults to ``dict(type='GELU')`` (exact).
+        norm_cfg (dict, optional): The norm. Defaults to None, which is the family's.
+        act_cfg (dict, optional): Activation. Defaults to None, which is the family's.
         frozen_stages (int): -1 freezes nothing, 0 the stem, k the stem and the first k stages.
             Frozen parts keep weights and statistics. Defaults to -1.
         norm_eval (bool): Keep batch norms in eval mode while training. Defaults to False.
@@ -248,23 +157,40 @@ class MetaMixer(BaseModule):
             Defaults to False.
         init_cfg (dict or list[dict], optional): ``dict(type='Pretrained', checkpoint=...)`` takes
             a file, an URL or a short name (``mmffnet://ffnet2``), official or ours; see
-            :func:`mmffnet.load_pretrained` for its further arguments. Defaults to None: truncated
-            normal with std 0.02, biases 0.
+            :func:`mmffnet.load_pretrained` for its further arguments. Defaults to None, which is
+            the family's initialisation.
     """
 
     arch_settings: ClassVar[dict[str, dict]] = {}
-    #: What an arch dict may leave out
+    #: What an arch dict may leave out. A family whose blocks have no such part leaves out
+    #: 'token_mixer', 'channel_mixer' or 'layer_scale_init_value', and refuses the argument then.
     arch_defaults: ClassVar[dict[str, Any]] = {}
+    default_norm_cfg: ClassVar[dict] = dict(type='BN')
+    #: Whether there is a norm in front of each mixer
+    pre_norm: ClassVar[bool] = False
+    default_act_cfg: ClassVar[dict] = dict(type='GELU')
+    #: Norm of the outputs alone; one whose result the next stage gets too is a tail
+    default_out_norm_cfg: ClassVar[dict | None] = CHANNEL_LAYER_NORM
+    default_drop_path_rate: ClassVar[float] = 0.0
+    #: Initialisation of what a checkpoint does not fill
+    default_init_cfg: ClassVar[list[dict]] = [
+        dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0)
+    ]
+    #: The stride of stage 0; each further stage halves the resolution
+    first_stride: ClassVar[int] = 4
     #: The smallest input side that leaves something at every stage
     min_size = 32
+    #: What a checkpoint of the pre-training may hold besides the backbone: a regular expression for
+    #: the start of names
+    left_over: ClassVar[str] = r'(norm|head)\d?\.'
 
     def __init__(
         self,
         arch: str | dict,
         in_channels: int = 3,
-        out_indices: int | Sequence[int] = (0, 1, 2, 3),
-        out_norm_cfg: dict | None = CHANNEL_LAYER_NORM,
-        drop_path_rate: float = 0.2,
+        out_indices: int | Sequence[int] | str = 'default',
+        out_norm_cfg: dict | str | None = 'default',
+        drop_path_rate: float | None = None,
         layer_scale_init_value: float | None = None,
         token_mixer: MixerCfg = None,
         channel_mixer: MixerCfg = None,
@@ -279,33 +205,51 @@ class MetaMixer(BaseModule):
         cfgs = list(init_cfg or []) if isinstance(init_cfg, list | tuple | None) else [init_cfg]
         check_init_cfg(cfgs, list(inspect.signature(load_pretrained).parameters)[1:])
         self._pretrained = [cfg for cfg in cfgs if is_pretrained(cfg)]
+        if out_norm_cfg == 'default':
+            out_norm_cfg = self.default_out_norm_cfg
         for name, cfg in dict(
             norm_cfg=norm_cfg, act_cfg=act_cfg, out_norm_cfg=out_norm_cfg
         ).items():
             check_layer_cfg(name, cfg)
         if len(cfgs) == len(self._pretrained):  # what a checkpoint leaves out is initialised too
-            cfgs.insert(0, dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0))
+            cfgs = [*self.default_init_cfg, *cfgs]
         super().__init__(cfgs)
-        settings = resolve_arch(type(self).__name__, arch, self.arch_settings, self.arch_defaults)
+        network = type(self).__name__
+        settings = resolve_arch(network, arch, self.arch_settings, self.arch_defaults)
         depths, channels = settings['depths'], settings['channels']
-        token_mixers, channel_mixers = (
-            resolve_mixers(name, settings[name], override, len(depths))
-            for name, override in (('token_mixer', token_mixer), ('channel_mixer', channel_mixer))
-        )
+        for name, value in dict(
+            token_mixer=token_mixer,
+            channel_mixer=channel_mixer,
+            layer_scale_init_value=layer_scale_init_value,
+        ).items():
+            if value is not None and name not in settings:
+                raise ValueError(f'{network} takes no {name}')
+        self.mixers = {
+            name: resolve_mixers(name, settings[name], override, len(depths))
+            for name, override in dict(token_mixer=token_mixer, channel_mixer=channel_mixer).items()
+            if name in settings
+        }
         if layer_scale_init_value is None:
-            layer_scale_init_value = settings['layer_scale_init_value'] or 0
+            layer_scale_init_value = settings.get('layer_scale_init_value') or 0
         if not isinstance(layer_scale_init_value, int | float) or layer_scale_init_value < 0:
             raise ValueError(
                 f'layer_scale_init_value must be a number, 0 for no layer scale; '
                 f'got {layer_scale_init_value!r}'
             )
+        if drop_path_rate is None:
+            drop_path_rate = self.default_drop_path_rate
         check_fraction('drop_path_rate', drop_path_rate)
         check_count('in_channels', in_channels)
 
         self.arch = arch if isinstance(arch, str) else 'custom'
+        self.settings = settings
         self.in_channels = in_channels
-        self.norm_cfg, self.act_cfg = norm_cfg, act_cfg
+        self.norm_cfg = norm_cfg or self.default_norm_cfg
+        self.act_cfg = act_cfg or self.default_act_cfg
+        self.layer_scale_init_value = layer_scale_init_value or None
         self.norm_eval = norm_eval
+        if out_indices == 'default':
+            out_indices = tuple(range(len(depths)))
         self.out_indices = resolve_out_indices(out_indices, len(depths))
         num_stages = self.out_indices[-1] + 1
         self.frozen_stages = frozen_stages
@@ -318,24 +262,16 @@ class MetaMixer(BaseModule):
         self.depths = tuple(depths[:num_stages])
         self.channels = tuple(channels[:num_stages])
         self.out_channels = tuple(channels[i] for i in self.out_indices)
+        self.strides = tuple(self.first_stride * 2**i for i in range(num_stages))
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist())
-        self.stem = self.make_stem(in_channels, settings['stem_channels'], channels[0])
+        self.stem = self.make_stem(in_channels, channels[0])
+        width = in_channels if isinstance(self.stem, nn.Identity) else channels[0]
         self.stages = ModuleList()
-        for i in range(num_stages):
-            downsample = self.make_downsample(channels[i - 1], channels[i]) if i else nn.Identity()
-            blocks = [
-                MetaMixerBlock(
-                    channels[i],
-                    token_mixers[i],
-                    channel_mixers[i],
-                    drop_path=next(rates),
-                    layer_scale_init_value=layer_scale_init_value or None,
-                    norm_cfg=norm_cfg,
-                    act_cfg=act_cfg,
-                )
-                for _ in range(depths[i])
-            ]
-            self.stages.append(Stage(downsample, blocks, with_cp))
+        for i, (depth, out_width) in enumerate(zip(self.depths, self.channels, strict=True)):
+            downsample = self.make_downsample(i, width, out_width)
+            blocks = [self.make_block(i, j, next(rates)) for j in range(depth)]
+            self.stages.append(self.make_stage(i, downsample, blocks, self.make_tail(i), with_cp))
+            width = out_width
         if out_norm_cfg is not None:
             for i in self.out_indices:
                 self.add_module(f'norm{i}', build_norm_layer(out_norm_cfg, channels[i])[1])
@@ -343,13 +279,67 @@ class MetaMixer(BaseModule):
             reparameterize(self)
         self._freeze_stages()
 
-    def make_stem(self, in_channels: int, stem_channels: int, out_channels: int) -> nn.Module:
-        """Builds the part that turns the image into the first stage's input."""
-        raise NotImplementedError(f'{type(self).__name__} must define make_stem()')
+    def make_stem(self, in_channels: int, out_channels: int) -> nn.Module:
+        """Builds what comes before the stages; by default nothing.
 
-    def make_downsample(self, in_channels: int, out_channels: int) -> nn.Module:
-        """Builds the part that halves the resolution before a stage."""
+        Args:
+            in_channels (int): Channels of the image.
+            out_channels (int): Channels of the first stage.
+        """
+        return nn.Identity()
+
+    def make_downsample(self, i: int, in_channels: int, out_channels: int) -> nn.Module:
+        """Builds the start of stage ``i``, which makes its resolution and width.
+
+        Args:
+            i (int): The stage.
+            in_channels (int): Channels of the stage before; for the first stage those of the image
+                if there is no stem, and its own otherwise.
+            out_channels (int): Channels of the stage.
+        """
         raise NotImplementedError(f'{type(self).__name__} must define make_downsample()')
+
+    def make_branches(self, i: int) -> dict[str, dict[str, Any]]:
+        """Returns the branches of a block of stage ``i``, see :class:`MixerBlock`.
+
+        By default they are the token mixer and the channel mixer.
+        """
+        norm = self.norm_cfg if self.pre_norm else None
+        return dict(
+            token=dict(mixer=self.mixers['token_mixer'][i], norm=norm),
+            channel=dict(mixer=self.mixers['channel_mixer'][i], norm=norm),
+        )
+
+    def make_block(self, i: int, j: int, drop_path: float) -> nn.Module:
+        """Builds block ``j`` of stage ``i``."""
+        return MixerBlock(
+            self.channels[i],
+            self.make_branches(i),
+            drop_path=drop_path,
+            layer_scale_init_value=self.layer_scale_init_value,
+            norm_cfg=self.norm_cfg,
+            act_cfg=self.act_cfg,
+        )
+
+    def make_tail(self, i: int) -> nn.Module | None:
+        """Builds what comes behind the blocks of stage ``i``; by default nothing."""
+        return None
+
+    def make_stage(
+        self,
+        i: int,
+        downsample: nn.Module,
+        blocks: list[nn.Module],
+        tail: nn.Module | None,
+        with_cp: bool,
+    ) -> Stage:
+        """Puts stage ``i`` together; for families with a :class:`Stage` of their own."""
+        return Stage(downsample, blocks, with_cp, tail)
+
+    @property
+    def size_divisor(self) -> int:
+        """What the sides of an input should be multiples of: the largest stride."""
+        return max(self.strides)
 
     @property
     def deploy(self) -> bool:
@@ -411,7 +401,7 @@ class MetaMixer(BaseModule):
         if not self._pretrained:
             super()._dump_init_info()
 
-    def train(self, mode: bool = True) -> 'MetaMixer':
+    def train(self, mode: bool = True) -> 'MixerBackbone':
         """Sets the training mode; frozen stages (and norms with ``norm_eval``) stay in eval."""
         super().train(mode)
         self._freeze_stages()
@@ -428,12 +418,16 @@ class MetaMixer(BaseModule):
             part.eval()
             part.requires_grad_(False)
 
+    def optional_names(self) -> tuple[str, ...]:
+        """Starts of the names of parameters that a checkpoint may lack: the output norms."""
+        return tuple(f'norm{i}.' for i in self.out_indices)
+
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for layer-wise learning-rate decay.
 
-        The stem is layer 0. A stage is one layer, a long one (over 6 blocks) a layer for every
-        three blocks; its downsampling belongs to its first. Output norms, and whatever else is
-        not below ``prefix``, are the last layer.
+        The stem, if there is one, is layer 0. A stage is one layer, a long one (over 6 blocks) a
+        layer for every three blocks; its downsampling belongs to its first, its tail to its last.
+        Output norms, and whatever else is not below ``prefix``, are the last layer.
 
         Args:
             param_name (str): Name of the parameter in the whole model.
@@ -443,14 +437,17 @@ class MetaMixer(BaseModule):
             tuple[int, int]: The layer, and the number of layers.
         """
         sizes = [-(-depth // 3) if depth > 6 else 1 for depth in self.depths]
-        num_layers = sum(sizes) + 2
+        stem_layers = int(any(True for _ in self.stem.parameters()))
+        num_layers = stem_layers + sum(sizes) + 1
         path = param_name[len(prefix) :].split('.') if param_name.startswith(prefix) else ['']
         if path[0] == 'stem':
             return 0, num_layers
         if path[0] != 'stages':
             return num_layers - 1, num_layers
         stage = int(path[1])
-        first = 1 + sum(sizes[:stage])
-        if path[2] != 'blocks' or sizes[stage] == 1:
+        first = stem_layers + sum(sizes[:stage])
+        if sizes[stage] == 1 or path[2] == 'downsample':
             return first, num_layers
+        if path[2] != 'blocks':
+            return first + sizes[stage] - 1, num_layers
         return first + int(path[3]) // 3, num_layers

@@ -2,19 +2,19 @@
 
 import copy
 import pickle
+from typing import ClassVar
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmcv.cnn.bricks import DropPath
 from mmengine.registry import MODELS
 from torch import nn
 
 import mmffnet
-from mmffnet.models import FFNet, reparameterize
-from mmffnet.models.metamixer import MetaMixerBlock
+from mmffnet.models import FFNet, MixerBackbone, reparameterize
 
+LAYER_NORM = dict(type='mmffnet.ChannelLayerNorm')
 TINY = dict(depths=[1, 1, 2, 1], channels=[8, 16, 32, 64], stem_channels=8)
 
 
@@ -81,26 +81,91 @@ def test_drop_path_grows_linearly_over_all_blocks():
     assert blocks[-1].drop_path.drop_prob == pytest.approx(0.06)
 
 
-def test_a_dropped_sample_passes_unchanged():
-    block = MetaMixerBlock(
-        4, dict(type='Pooling'), dict(type='Pooling'), drop_path=0.5, layer_scale_init_value=0.3
-    ).train()
-    x = torch.rand(256, 4, 8, 8)
-    y = block(x)
-    dropped = (y == x).flatten(1).all(1)
-    assert 30 < int(dropped.sum()) < 98  # both branches dropped: a quarter of the samples
-    assert isinstance(block.drop_path, DropPath)
-    twice = x + 0.3 * block.token_mixer(x)
-    torch.testing.assert_close(block.eval()(x), twice + 0.3 * block.channel_mixer(twice))
+class Patches(MixerBackbone):
+    """A family without a stem, with norms in front of the mixers and behind the stages."""
+
+    arch_settings: ClassVar = {
+        'five': dict(depths=(1, 1, 7, 1, 1), channels=(4, 8, 12, 16, 20), patch=2)
+    }
+    arch_defaults: ClassVar = dict(
+        patch=3, token_mixer=dict(type='Pooling'), channel_mixer=dict(type='mmffnet.MetaMixer')
+    )
+    default_norm_cfg = LAYER_NORM
+    default_out_norm_cfg = None
+    pre_norm = True
+    first_stride = 2
+
+    def make_downsample(self, i, in_channels, out_channels):
+        patch = self.settings['patch']
+        return nn.Conv2d(in_channels, out_channels, patch, 2, patch - 2)
+
+    def make_tail(self, i):
+        return MODELS.build(dict(self.norm_cfg, channels=self.channels[i]))
 
 
-def test_post_activation():
-    plain = MetaMixerBlock(4, dict(type='Pooling'), dict(type='Pooling'))
-    post = MetaMixerBlock(4, dict(type='Pooling'), dict(type='Pooling'), post_act=True)
-    x = torch.rand(1, 4, 8, 8)
-    token = nn.functional.gelu(x + plain.token_mixer(x))
-    expected = nn.functional.gelu(token + plain.channel_mixer(token))
-    torch.testing.assert_close(post(x), expected)
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_a_family_with_other_parts(with_cp):
+    backbone = Patches('five', out_indices=(1, 3), with_cp=with_cp, frozen_stages=1)
+    assert isinstance(backbone.stages[0].downsample, nn.Conv2d)
+    assert (backbone.channels, backbone.out_channels) == ((4, 8, 12, 16), (8, 16))
+    assert (backbone.strides, backbone.size_divisor) == ((2, 4, 8, 16), 16)
+    assert backbone.layer_scale_init_value is None and backbone.default_drop_path_rate == 0
+    x = torch.rand(2, 3, 64, 96)
+    outs = backbone.train()(x)
+    assert [tuple(out.shape) for out in outs] == [(2, 8, 16, 24), (2, 16, 4, 6)]
+    loss_of(outs).backward()
+    trained = {name for name, param in backbone.named_parameters() if param.grad is not None}
+    assert trained == {n for n in backbone.state_dict() if not n.startswith('stages.0.')}
+    # the norm is inline: the output has it, and the next stage as well
+    x = backbone.stages[0](x)
+    second = backbone.stages[1](x)
+    block = backbone.stages[1].blocks[0]
+    y = backbone.stages[1].downsample(x)
+    y = y + block.token_mixer(block.token_norm(y))
+    y = y + block.channel_mixer(block.channel_norm(y))
+    torch.testing.assert_close(second, backbone.stages[1].tail(y))
+    torch.testing.assert_close(outs[0], second)
+    torch.testing.assert_close(outs[1], backbone.stages[3](backbone.stages[2](second)))
+
+
+def test_layer_depths_of_a_family_without_a_stem():
+    backbone = Patches('five')
+    depths = {n: backbone.get_layer_depth(f'a.{n}', 'a.') for n, _ in backbone.named_parameters()}
+    assert {layer for layer, _ in depths.values()} == {*range(7)}  # each has parameters
+    assert {layers for _, layers in depths.values()} == {8}  # and the last is the head's
+    assert depths['stages.0.downsample.weight'][0] == 0
+    assert depths['stages.2.downsample.weight'][0] == 2
+    assert depths['stages.2.blocks.6.token_norm.weight'][0] == 4
+    assert depths['stages.2.tail.weight'][0] == 4
+    assert backbone.get_layer_depth('head.weight', 'a.') == (7, 8)
+
+
+def test_a_family_refuses_what_it_has_not():
+    for name, value in dict(layer_scale_init_value=1.0, patch=3).items():
+        with pytest.raises((TypeError, ValueError), match=name):
+            Patches('five', **{name: value})
+    arch = dict(depths=[1], channels=[4])
+    assert Patches(arch).settings['patch'] == 3
+    with pytest.raises(ValueError, match='stem_channels'):
+        Patches(dict(arch, stem_channels=3))
+    with pytest.raises(ValueError, match='4 follows 3'):
+        build(dict(depths=[1, 1], channels=[3, 4]))
+
+
+@pytest.mark.parametrize('stages', [1, 3, 5])
+def test_any_number_of_stages(stages):
+    arch = dict(
+        depths=[1] * stages,
+        channels=[4 * 2**i for i in range(stages)],
+        stem_channels=4,
+    )
+    backbone = build(arch).eval()
+    keys = [stage.blocks[0].token_mixer.key for stage in backbone.stages]
+    assert [isinstance(key, nn.Conv2d) for key in keys] == [i < 2 for i in range(stages)]
+    assert backbone.out_indices == tuple(range(stages))
+    assert backbone.strides == tuple(4 * 2**i for i in range(stages))
+    sizes = [out.shape[-1] for out in backbone(torch.rand(1, 3, 64, 64))]
+    assert sizes == [64 // stride for stride in backbone.strides]
 
 
 @pytest.mark.parametrize('frozen', [-1, 0, 1, 3, 4])
@@ -184,8 +249,9 @@ def test_norm_cfg_and_act_cfg_reach_every_layer():
         (dict(arch=3), 'a name or a dict'),
         (dict(arch=dict(depths=[1] * 4)), 'depths and channels'),
         (dict(arch=dict(TINY, deep=1)), 'may have stem_channels'),
-        (dict(arch=dict(TINY, depths=[1, 1])), 'depths must be 4 positive integers'),
-        (dict(arch=dict(TINY, channels=[8, 16, 32, 0])), 'channels must be 4 positive integers'),
+        (dict(arch=dict(TINY, depths=[1, 1])), r'depths and channels must be of the same length'),
+        (dict(arch=dict(TINY, depths=[])), 'depths must be positive integers, one for each stage'),
+        (dict(arch=dict(TINY, channels=[8, 16, 32, 0])), 'channels must be positive integers'),
         (
             dict(arch=dict(TINY, channels=[8, 12, 32, 64])),
             'multiple of the one before, but 12 follows 8',
