@@ -16,30 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import __version__
-from .official_names import FFNET_NAMES, NameMap, find_networks
+from .official_names import OFFICIAL_WEIGHTS, NameMap, find_networks
 
 SCHEME = 'mmffnet://'
-RELEASE = 'https://github.com/ysj9909/FFNet/releases/download/v1.0/'
-#: Official checkpoints by short name (``mmffnet://ffnet2-distilled``)
-OFFICIAL_WEIGHTS = {
-    'ffnet1': 'ffnet_1.pth.tar',
-    'ffnet2': 'ffnet_2.pth.tar',
-    'ffnet3': 'ffnet_3.pth.tar',
-    'ffnet3-384': 'ffnet_3_384.pth.tar',
-    'ffnet4-384': 'ffnet_4_384.pth.tar',
-    'ffnet1-distilled': 'ffnet_1_distillation.pth.tar',
-    'ffnet2-distilled': 'ffnet_2_distillation.pth.tar',
-    'ffnet3-distilled': 'ffnet_3_distillation.pth.tar',
-    'ffnetseg': 'ffnet_seg.pth.tar',
-    'cascademaskrcnn-ffnet2-coco': 'casc_mask_rcnn_ffnet_2_fpn_3x_coco.pth',
-    'cascademaskrcnn-ffnet3-coco': 'casc_mask_rcnn_ffnet_3_fpn_3x_coco.pth',
-    'cascademaskrcnn-ffnet4-coco': 'casc_mask_rcnn_ffnet_4_fpn_3x_coco.zip',
-    'upernet-ffnet2-ade20k': 'upernet_ffnet_2_512_160k_ade20k.pth',
-    'upernet-ffnet3-ade20k': 'upernet_ffnet_3_512_160k_ade20k.pth',
-    'upernet-ffnet4-ade20k': 'upernet_ffnet_4_512_160k_ade20k.pth',
-    'ffnetseg-ade20k': 'ffnet_seg_sys_512_160k_ade20k.pth',
-    'ffnetseg-cityscapes': 'ffnet_seg_sys_1024_160k_cityscapes.pth',
-}
 
 
 def official_url(name: str) -> str:
@@ -49,7 +28,13 @@ def official_url(name: str) -> str:
         raise ValueError(
             f'no official checkpoint is called {name!r}; there are {", ".join(OFFICIAL_WEIGHTS)}'
         )
-    return RELEASE + OFFICIAL_WEIGHTS[name]
+    file = OFFICIAL_WEIGHTS[name]
+    if file.by_hand:
+        raise ValueError(
+            f'{name!r} cannot be downloaded by a program: get it by hand from {file.url} and give '
+            f'the path of the file'
+        )
+    return file.url
 
 
 @CheckpointLoader.register_scheme(prefixes=SCHEME, force=True)
@@ -57,18 +42,17 @@ def _load_official(filename: str, map_location: Any = None) -> dict:
     return CheckpointLoader.load_checkpoint(official_url(filename), map_location, logger='silent')
 
 
-def adopt_state_dict(
-    network: nn.Module, state_dict: dict, prefix: str = '', names: NameMap = FFNET_NAMES
-) -> None:
+def adopt_state_dict(network: nn.Module, state_dict: dict, prefix: str, names: NameMap) -> None:
     """Makes a network's part of a state dict loadable, in place, while it is being loaded.
 
-    Official names become ours, and what cannot fit is refused.
+    Official names become ours, tensors that differ by axes of size 1 alone get our shape, and what
+    cannot fit is refused.
 
     Args:
         network (nn.Module): The backbone or head.
         state_dict (dict): State of the whole model.
-        prefix (str): Where the network is in it. Defaults to ''.
-        names (NameMap): Its names. Defaults to FFNet's.
+        prefix (str): Where the network is in it.
+        names (NameMap): Its names.
 
     Raises:
         ValueError: If the state is that of another variant, or of a re-parameterised network
@@ -85,7 +69,11 @@ def adopt_state_dict(
         name = rename(key[len(prefix) :])
         if final_norm and name.startswith('norm.'):
             name = last_norm + name.removeprefix('norm')
-        state_dict[prefix + name] = state_dict.pop(key)
+        value = state_dict.pop(key)
+        like = own.get(name)
+        if like is not None and like.shape != value.shape and _long_axes(like) == _long_axes(value):
+            value = value.reshape(like.shape)
+        state_dict[prefix + name] = value
     # the same name is a batch norm in a classifier and a layer norm in a detector
     for norm in [f'norm{i}.' for i in range(len(getattr(network, 'stages', ())))]:
         statistics = f'{norm}running_mean'
@@ -108,6 +96,10 @@ def adopt_state_dict(
             f'build the {type(network).__name__} with deploy=True (a whole re-parameterised model '
             "with type='mmffnet.Reparameterized', original=...), or load the original checkpoint"
         )
+
+
+def _long_axes(tensor: Tensor) -> list[int]:
+    return [size for size in tensor.shape if size != 1]
 
 
 def _variant(state: dict) -> dict[str, tuple[int, ...]]:
@@ -158,7 +150,7 @@ def load_pretrained(
     state = find_state_dict(raw, where, use_ema)
     raw_names = list(state)
     if prefix is None:
-        prefix = next((p for p in ('', 'backbone.') if _has_backbone(state, p)), '')
+        prefix = next((p for p in ('', 'backbone.') if _has_backbone(state, p, model)), '')
     elif prefix and not prefix.endswith('.'):
         prefix += '.'
     state = OrderedDict((k[len(prefix) :], v) for k, v in state.items() if k.startswith(prefix))
@@ -297,8 +289,10 @@ def find_state_dict(raw: Any, where: str, use_ema: bool = False) -> OrderedDict[
 _ENTRIES = ('state_dict', 'model', 'state_dict_ema')
 
 
-def _has_backbone(state: dict, prefix: str) -> bool:
-    return any(k.startswith((f'{prefix}stem.', f'{prefix}patch_embed.')) for k in state)
+def _has_backbone(state: dict, prefix: str, model: nn.Module) -> bool:
+    names = getattr(model, 'official_names', None)
+    starts = (names.our_start, names.official_start) if names else ('stem.', 'patch_embed.')
+    return any(k.startswith(tuple(prefix + start for start in starts)) for k in state)
 
 
 def _top(key: str) -> str:

@@ -1,128 +1,151 @@
-"""The official parameter names and ours, in both directions.
+"""The official parameter names and ours, in both directions, and where the official files are.
 
-The official names say little about what a tensor is, and the same path means different things:
-``conv1.conv1`` is the small branch of FFNet's depthwise convolutions and the large one of
-FFNetSeg's. Hence one table per network.
+A family brings both: :func:`add_family` makes them known to the checkpoint tools.
 """
 
 import re
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+#: '{2*i-1}' in a template: a factor, the letter of a number, a summand
+_FIELD = re.compile(r'\{(?:(\d+)\*)?([a-z])([+-]\d+)?\}')
+
+
+class _Template:
+    """The start of names with numbers in it, such as ``network.{2*i-1}.``."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.fields = [(m[2], int(m[1] or 1), int(m[3] or 0)) for m in _FIELD.finditer(text)]
+        plain = [re.escape(part) for part in re.split(r'\{.*?\}', text)]
+        self.pattern = re.compile(r'(\d+)'.join(plain))
+
+    def read(self, name: str) -> tuple[dict[str, int], str] | None:
+        """Returns the numbers in a name and what follows, None if it does not start so."""
+        match = self.pattern.match(name)
+        if match is None:
+            return None
+        numbers: dict[str, int] = {}
+        for text, (letter, factor, summand) in zip(match.groups(), self.fields, strict=True):
+            number, rest = divmod(int(text) - summand, factor)
+            if rest or number < 0 or numbers.setdefault(letter, number) != number:
+                return None
+        return numbers, name[match.end() :]
+
+    def write(self, numbers: Mapping[str, int]) -> str:
+        return _FIELD.sub(lambda m: str(int(m[1] or 1) * numbers[m[2]] + int(m[3] or 0)), self.text)
 
 
 class NameMap:
     """Translates parameter names of one network between the official ones and ours.
 
+    A place is where names begin: two templates, ours and the official one, and a table of what
+    follows there, ours to official. The first place that a name begins with counts, and in it the
+    longest entry; what the table does not have is kept as it is.
+
     Args:
-        root (dict[str, str]): Official name to ours, of what is in no stage and no block. All of
-            these names together tell the network from others.
-        block (dict[str, str]): The same, below a block.
-        downsample (dict[str, str]): The same, below a stage. Defaults to none.
+        root (dict[str, str]): Our name to the official one, of what is in no place. All of these
+            names together tell the network from others; the first is that of the first layer.
+        *places (tuple[str, str, dict[str, str]]): The places. Numbers are written ``{i}``,
+            ``{i+1}``, ``{2*i-1}``.
+        leaves (dict[str, str], optional): Ours to official, of what follows an entry of a table.
+            Defaults to None, which is none.
+        classifier (dict[str, str], optional): Name in mmpretrain's ImageClassifier to the official
+            one, of what a classifier has besides the backbone. Defaults to None, which is none.
+
+    Example:
+        >>> names = NameMap(
+        ...     {'stem.': 'patch_embed.proj.'},
+        ...     ('stages.{i}.blocks.{j}.', 'network.{2*i}.{j}.', {'token_norm.': 'norm1.'}),
+        ... )
+        >>> names.to_ours('network.4.1.norm1.bias')
+        'stages.2.blocks.1.token_norm.bias'
     """
 
-    #: What every name ends with
-    leaves: ClassVar = {'c.weight': 'conv.weight', 'bn.': 'norm.'}
-
     def __init__(
-        self, root: dict[str, str], block: dict[str, str], downsample: dict[str, str] | None = None
+        self,
+        root: dict[str, str],
+        *places: tuple[str, str, dict[str, str]],
+        leaves: dict[str, str] | None = None,
+        classifier: dict[str, str] | None = None,
     ):
-        self.parts = (root, block, downsample or {})
-        self.reversed = tuple({v: k for k, v in part.items()} for part in self.parts)
+        self.root = root
+        self.classifier = None if classifier is None else NameMap(classifier, leaves=leaves)
+        every = [*places, ('', '', root)]
+        self._places = [(_Template(ours), _Template(official)) for ours, official, _ in every]
+        forth = [table for *_, table in every]
+        back = [{v: k for k, v in table.items()} for table in forth]
+        leaves = leaves or {}
+        # each by the side that is read: ours, official
+        self._tables = [_longest_first(tables) for tables in (forth, back)]
+        self._leaves = [list(leaves.items()), [(v, k) for k, v in leaves.items()]]
         #: Both names of the first layer
-        self.official_start, self.our_start = next(iter(root.items()))
+        self.our_start, self.official_start = next(iter(root.items()))
 
     def to_ours(self, key: str) -> str:
         """Returns our name for an official one; any other name comes back as it is."""
-        root, block, downsample = self.parts
-        if match := re.match(r'head_blocks\.(\d+\.)', key):
-            return f'blocks.{match[1]}' + self._leaf(key[match.end() :], block, self.leaves)
-        if not (match := re.match(r'stages\.(\d+)\.(\d+)\.', key)):
-            return self._leaf(key, root, self.leaves)
-        stage, child = int(match[1]), int(match[2])
-        rest = key[match.end() :]
-        if stage and not child:
-            return f'stages.{stage}.' + self._leaf(rest, downsample, self.leaves)
-        # the official stages count the downsampling, which the first stage has not
-        number = child - (stage > 0)
-        return f'stages.{stage}.blocks.{number}.' + self._leaf(rest, block, self.leaves)
+        return self._translate(key, 1)
 
     def to_official(self, key: str) -> str:
         """Returns the official name for ours; any other name comes back as it is."""
-        root, block, downsample = self.reversed
-        leaves = {v: k for k, v in self.leaves.items()}
-        if match := re.match(r'blocks\.(\d+\.)', key):
-            return f'head_blocks.{match[1]}' + self._leaf(key[match.end() :], block, leaves)
-        if match := re.match(r'stages\.(\d+)\.blocks\.(\d+)\.', key):
-            child = int(match[2]) + (int(match[1]) > 0)
-            return f'stages.{match[1]}.{child}.' + self._leaf(key[match.end() :], block, leaves)
-        if match := re.match(r'stages\.(\d+)\.(?=downsample)', key):
-            return f'stages.{match[1]}.0.' + self._leaf(key[match.end() :], downsample, leaves)
-        return self._leaf(key, root, leaves)
+        return self._translate(key, 0)
 
-    @staticmethod
-    def _leaf(name: str, table: dict[str, str], leaves: dict[str, str]) -> str:
-        for old in sorted(table, key=len, reverse=True):
-            if name.startswith(old):
-                rest = name[len(old) :]
-                for leaf, new in leaves.items():
-                    if rest.startswith(leaf):
-                        rest = new + rest[len(leaf) :]
-                        break
-                return table[old] + rest
-        return name
+    def _translate(self, key: str, side: int) -> str:
+        for place, table in zip(self._places, self._tables[side], strict=True):
+            if (found := place[side].read(key)) is None:
+                continue
+            numbers, rest = found
+            for old, new in table:
+                if rest.startswith(old):
+                    rest = rest[len(old) :]
+                    for leaf, other in self._leaves[side]:
+                        if rest.startswith(leaf):
+                            rest = other + rest[len(leaf) :]
+                            break
+                    rest = new + rest
+                    break
+            return place[1 - side].write(numbers) + rest
+        return key
 
 
-def _block(branches: dict[str, str], token_mixer: str = 'token_mixer.0') -> dict[str, str]:
-    """The table below a block, given the branches of its depthwise convolutions."""
-    table = {
-        f'{token_mixer}.layer_scale': 'token_scale.scale',
-        f'{token_mixer}.main.fc.': 'token_mixer.query.',
-        'channel_mixer.layer_scale': 'channel_scale.scale',
-        'channel_mixer.main.fc1.': 'channel_mixer.expand.',
-        'channel_mixer.main.fc2.': 'channel_mixer.project.',
-    }
-    for official, ours in (
-        (f'{token_mixer}.main.conv1.', 'token_mixer.key.'),
-        (f'{token_mixer}.main.conv2.', 'token_mixer.value.'),
-        ('channel_mixer.main.conv.', 'channel_mixer.dwconv.'),
-    ):
-        table[official] = ours
-        table.update({f'{official}{k}.': f'{ours}{v}.' for k, v in branches.items()})
-    return table
+def _longest_first(tables: list[dict[str, str]]) -> list[list[tuple[str, str]]]:
+    return [sorted(table.items(), key=lambda item: -len(item[0])) for table in tables]
 
 
-_PAIR = {'conv': 'large', 'conv1': 'small'}
-_STRIPS = {'conv1': 'large', 'conv2': 'small', 'strip_conv1': 'row', 'strip_conv2': 'column'}
+@dataclass(frozen=True)
+class OfficialFile:
+    """An official checkpoint.
 
-FFNET_NAMES = NameMap(
-    root={'patch_embed.0.': 'stem.conv1.', 'patch_embed.2.': 'stem.conv2.'},
-    block=_block(_PAIR),
-    downsample={
-        'proj.0.conv.': 'downsample.spatial.large.',
-        'proj.0.conv1.': 'downsample.spatial.small.',
-        'proj.1.conv.': 'downsample.channel.',
-    },
-)
-FFNET_SEG_NAMES = NameMap(
-    root={
-        'patch_embed.0.': 'stem.conv1.',
-        'patch_embed.2.': 'stem.conv2.',
-        'patch_embed.4.': 'stem.conv3.',
-        'patch_embed.5.': 'stem.conv4.',
-    },
-    block=_block(_STRIPS),
-    downsample={'proj.0.': 'downsample.spatial.', 'proj.2.': 'downsample.channel.'},
-)
-FFNET_HEAD_NAMES = NameMap(
-    root={
-        'squeeze.0.': 'squeeze.conv1.',
-        'squeeze.2.': 'squeeze.conv2.',
-        'align.0.': 'align.conv.',
-    },
-    block=_block(_STRIPS, token_mixer='token_mixer'),
-)
-#: FFNet's root is a part of FFNetSeg's, which comes first therefore
-_NETWORKS = (FFNET_SEG_NAMES, FFNET_NAMES, FFNET_HEAD_NAMES)
+    Args:
+        url (str): Its address, or that of the page to get it from by hand.
+        by_hand (bool): Whether no program can download it. Defaults to False.
+        size (int, optional): Its bytes, if known. Defaults to None.
+        sha256 (str, optional): Its checksum, if known. Defaults to None.
+    """
+
+    url: str
+    by_hand: bool = False
+    size: int | None = None
+    sha256: str | None = None
+
+
+#: Official checkpoints by short name (``mmffnet://ffnet2-distilled``)
+OFFICIAL_WEIGHTS: dict[str, OfficialFile] = {}
+_NETWORKS: list[NameMap] = []
+
+
+def add_family(*names: NameMap, weights: Mapping[str, OfficialFile]) -> None:
+    """Makes a family's names and files known.
+
+    Args:
+        *names (NameMap): The names of its networks.
+        weights (dict[str, OfficialFile]): Its official checkpoints by short name,
+            ``<family>-<arch>...``.
+    """
+    if twice := sorted(set(weights) & set(OFFICIAL_WEIGHTS)):
+        raise ValueError(f'weights: there are checkpoints of these names already: {twice}')
+    _NETWORKS.extend(names)
+    OFFICIAL_WEIGHTS.update(weights)
 
 
 def find_networks(keys: Iterable[str], official: bool) -> dict[str, NameMap]:
@@ -137,9 +160,9 @@ def find_networks(keys: Iterable[str], official: bool) -> dict[str, NameMap]:
     """
     keys = list(keys)
     found: dict[str, NameMap] = {}
-    for names in _NETWORKS:
-        root = names.parts[0]
-        first, *others = root if official else root.values()
+    # a root may be a part of another's, which comes first therefore
+    for names in sorted(_NETWORKS, key=lambda names: -len(names.root)):
+        first, *others = names.root.values() if official else names.root
         prefixes = [key[: key.index(first)] for key in keys if f'.{first}' in f'.{key}']
         for prefix in dict.fromkeys(prefixes):
             if all(any(key.startswith(prefix + start) for key in keys) for start in others):

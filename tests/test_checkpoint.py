@@ -1,6 +1,7 @@
 """Official weights load as they are, and a load that does not fit is an error."""
 
 import copy
+import hashlib
 import logging
 import os
 import re
@@ -19,12 +20,13 @@ from torch import nn
 import mmffnet
 from mmffnet import checkpoint
 from mmffnet.checkpoint import (
-    FFNET_NAMES,
     convert_file,
     load_pretrained,
     load_whole,
     save_atomically,
 )
+from mmffnet.models.ffnet import FFNET_HEAD_NAMES, FFNET_NAMES, FFNET_SEG_NAMES
+from mmffnet.official_names import NameMap, OfficialFile, add_family, find_networks
 
 TINY = dict(depths=[1, 1, 2, 1], channels=[8, 16, 32, 64], stem_channels=8)
 
@@ -99,6 +101,76 @@ def test_every_official_name_has_exactly_one_of_ours(name):
     assert own - set(ours) == (set() if kind == 'det' else {k for k in own if k[:4] == 'norm'})
     # our names keep their meaning to themselves: no single letters, no bare numbers of layers
     assert not any(re.search(r'patch_embed|\.c\.|\.bn\.|fc\d|conv1\.conv1', key) for key in ours)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'variant', 'names', 'digest'),
+    [
+        ('cls', 'ffnet_1', FFNET_NAMES, '3afd4f2176f9e52b'),
+        ('cls', 'ffnet_2', FFNET_NAMES, 'e563f93fb08f9b59'),
+        ('cls', 'ffnet_3', FFNET_NAMES, '40ae1ee0cebdad54'),
+        ('cls', 'ffnet_4', FFNET_NAMES, '256d4f905d766805'),
+        ('det', 'ffnet_1', FFNET_NAMES, 'e4b238fee1d96420'),
+        ('det', 'ffnet_2', FFNET_NAMES, '8dc96c4ebf021eae'),
+        ('det', 'ffnet_3', FFNET_NAMES, 'b1b04005412c130c'),
+        ('det', 'ffnet_4', FFNET_NAMES, '64e182b5346ed1ad'),
+        ('seg', 'ffnet_seg_pretrain', FFNET_SEG_NAMES, 'b5a104d24843ca09'),
+        ('head', 'ade20k', FFNET_HEAD_NAMES, 'c1dd93d072e1dcc8'),
+        ('head', 'cityscapes', FFNET_HEAD_NAMES, '4635128007f127b6'),
+    ],
+)
+def test_names_are_those_of_version_0_1(kind, variant, names, digest):
+    """The hashes are those of the list of both names that version 0.1 made."""
+    keys = [key for key, _ in official.official_keys(variant, kind)]
+    ours = [names.to_ours(key) for key in keys]
+    pairs = [f'{key} {name}' for key, name in zip(keys, ours, strict=True)]
+    assert hashlib.sha256('\n'.join(pairs).encode()).hexdigest().startswith(digest), pairs[:9]
+    assert [names.to_official(name) for name in ours] == keys
+    assert find_networks(keys, official=True) == {'': names}
+    assert find_networks(ours, official=False) == {'': names}
+
+
+def test_name_map():
+    names = NameMap(
+        {'stem.': 'patch_embed.proj.'},
+        ('stages.{i}.blocks.{j}.', 'network.{2*i}.{j}.', {'token_norm.': 'norm1.'}),
+        ('stages.{i}.downsample.', 'network.{2*i-1}.proj.', {}),
+        ('norm{i}.', 'norm{2*i}.', {}),
+    )
+    pairs = {
+        'stem.weight': 'patch_embed.proj.weight',
+        'stages.0.blocks.12.token_norm.bias': 'network.0.12.norm1.bias',
+        'stages.3.blocks.0.gate': 'network.6.0.gate',
+        'stages.2.downsample.weight': 'network.3.proj.weight',
+        'norm3.bias': 'norm6.bias',
+        'head.bias': 'head.bias',
+    }
+    for ours, theirs in pairs.items():
+        assert (names.to_official(ours), names.to_ours(theirs)) == (theirs, ours)
+    # no number of a stage, no number at all
+    for other in ('network.3.1.norm1.bias', 'norm5.bias', 'network.a.0.x', 'norm.bias'):
+        assert names.to_ours(other) == other
+
+
+def test_axes_of_size_one_do_not_matter(source):
+    flat = {FFNET_NAMES.to_official(k): v for k, v in source.items()}
+    flat = {k: v.flatten(1) if v.shape[2:] == (1, 1) else v for k, v in flat.items()}
+    assert sum(v.ndim == 2 for v in flat.values()) > 10
+    backbone = build(out_norm_cfg=None)
+    backbone.load_state_dict(flat)
+    assert_arrived(backbone, source)
+    wrong = dict(flat, **{'stages.0.0.token_mixer.0.main.fc.c.weight': torch.rand(1, 8)})
+    with pytest.raises(RuntimeError, match=r'stages\.0\.blocks\.0\.token_mixer\.query\.conv'):
+        backbone.load_state_dict(wrong)
+
+
+def test_files_that_no_program_can_download(monkeypatch):
+    by_hand = OfficialFile('https://example.org/page', by_hand=True)
+    monkeypatch.setitem(checkpoint.OFFICIAL_WEIGHTS, 'far', by_hand)
+    with pytest.raises(ValueError, match=r'far.* by hand from https://example\.org/page'):
+        load_pretrained(build(), 'mmffnet://far')
+    with pytest.raises(ValueError, match='ffnet1'):
+        add_family(weights={'ffnet1': OfficialFile('https://example.org')})
 
 
 @given(st.text(st.characters(codec='ascii'), max_size=40))

@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 from mmffnet.compat import read_checkpoint
 from mmffnet.engine import find_checkpoint, runner
-from mmffnet.official_names import FFNET_NAMES
+from mmffnet.models.ffnet import FFNET_NAMES
 
 pytest.importorskip('mmpretrain')
 CONFIG = 'classification/ffnet_nano_shapes.py'

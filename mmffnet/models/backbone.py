@@ -16,7 +16,8 @@ from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..checkpoint import load_pretrained
+from ..checkpoint import adopt_state_dict, load_pretrained
+from ..official_names import NameMap
 from .arch import (
     MixerCfg,
     check_count,
@@ -29,6 +30,7 @@ from .arch import (
     resolve_out_indices,
 )
 from .block import MixerBlock
+from .classifier import adopt_classifier
 from .norm import CHANNEL_LAYER_NORM
 from .reparam import FusibleBlock, reparameterize
 
@@ -180,6 +182,8 @@ class MixerBackbone(BaseModule):
     first_stride: ClassVar[int] = 4
     #: The smallest input side that leaves something at every stage
     min_size = 32
+    #: The official names of its parameters, if it has official weights
+    official_names: ClassVar[NameMap | None] = None
     #: What a checkpoint of the pre-training may hold besides the backbone: a regular expression for
     #: the start of names
     left_over: ClassVar[str] = r'(norm|head)\d?\.'
@@ -400,6 +404,16 @@ class MixerBackbone(BaseModule):
         # reports what arrived
         if not self._pretrained:
             super()._dump_init_info()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        if self.official_names is not None:
+            adopt_state_dict(self, state_dict, prefix, self.official_names)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _checkpoint_filter(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        """mmpretrain's ImageClassifier calls it with what is being loaded into the whole."""
+        if self.official_names is not None:
+            adopt_classifier(state_dict, prefix, self.official_names)
 
     def train(self, mode: bool = True) -> 'MixerBackbone':
         """Sets the training mode; frozen stages (and norms with ``norm_eval``) stay in eval."""

@@ -7,18 +7,6 @@ from ..official_names import NameMap
 from ..registry import MODELS
 from .reparam import ConvNorm
 
-#: What is not in the backbone, under its names in mmpretrain's ImageClassifier
-_HEAD_NAMES = NameMap(
-    root={
-        'head.': 'head.fc.',
-        'head1.0.': 'neck.conv.',
-        'head2.0.': 'head.layers.0.fc.',
-        'head2.1.': 'head.layers.0.norm.',
-        'head2.3.': 'head.layers.1.fc.',
-    },
-    block={},
-)
-
 
 @MODELS.register_module()
 class ConvPoolNeck(BaseModule):
@@ -58,9 +46,11 @@ def adopt_classifier(state_dict: dict, prefix: str, names: NameMap) -> None:
         prefix (str): Where the classifier is in it.
         names (NameMap): Those of the backbone.
     """
-    if not any(key.startswith(prefix + names.official_start) for key in state_dict):
+    head = names.classifier
+    if head is None or not any(key.startswith(prefix + names.official_start) for key in state_dict):
         return
     for key in [k for k in state_dict if k.startswith(prefix)]:
         name = key[len(prefix) :]
-        new = _HEAD_NAMES.to_ours(name) if name.startswith('head') else f'backbone.{name}'
+        new = head.to_ours(name)
+        new = f'backbone.{name}' if new == name else new
         state_dict[prefix + new] = state_dict.pop(key)

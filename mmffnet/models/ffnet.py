@@ -14,13 +14,103 @@ from mmengine.model import Sequential
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
-from ..checkpoint import adopt_state_dict
-from ..official_names import FFNET_NAMES, FFNET_SEG_NAMES, NameMap
+from ..official_names import NameMap, OfficialFile, add_family
 from ..registry import MODELS
 from .backbone import MixerBackbone
-from .classifier import adopt_classifier
 from .mixers import build_act
 from .reparam import ConvNorm, MultiBranchDWConv, NormConv
+
+
+def _block(branches: dict[str, str], token_mixer: str = 'token_mixer.0') -> dict[str, str]:
+    """The official names below a block, given those of the branches of its depthwise kernels."""
+    table = {
+        'token_scale.scale': f'{token_mixer}.layer_scale',
+        'token_mixer.query.': f'{token_mixer}.main.fc.',
+        'channel_scale.scale': 'channel_mixer.layer_scale',
+        'channel_mixer.expand.': 'channel_mixer.main.fc1.',
+        'channel_mixer.project.': 'channel_mixer.main.fc2.',
+    }
+    for ours, official in (
+        ('token_mixer.key.', f'{token_mixer}.main.conv1.'),
+        ('token_mixer.value.', f'{token_mixer}.main.conv2.'),
+        ('channel_mixer.dwconv.', 'channel_mixer.main.conv.'),
+    ):
+        table[ours] = official
+        table.update({f'{ours}{k}.': f'{official}{v}.' for k, v in branches.items()})
+    return table
+
+
+def _backbone(
+    stem: dict[str, str], downsample: dict[str, str], branches: dict[str, str]
+) -> NameMap:
+    # the official stages count the downsampling, which the first stage has not
+    return NameMap(
+        {f'stem.{ours}.': f'patch_embed.{official}.' for ours, official in stem.items()},
+        ('stages.0.blocks.{j}.', 'stages.0.{j}.', _block(branches)),
+        ('stages.{i}.blocks.{j}.', 'stages.{i}.{j+1}.', _block(branches)),
+        ('stages.{i}.downsample.', 'stages.{i}.0.', downsample),
+        leaves=_LEAVES,
+        classifier=_CLASSIFIER,
+    )
+
+
+_LEAVES = {'conv.weight': 'c.weight', 'norm.': 'bn.'}
+_CLASSIFIER = {
+    'head.fc.': 'head.',
+    'neck.conv.': 'head1.0.',
+    'head.layers.0.fc.': 'head2.0.',
+    'head.layers.0.norm.': 'head2.1.',
+    'head.layers.1.fc.': 'head2.3.',
+}
+# the same official path means different things: conv1.conv1 is FFNet's small branch and FFNetSeg's
+# large one
+_PAIR = {'large': 'conv', 'small': 'conv1'}
+_STRIPS = {'large': 'conv1', 'small': 'conv2', 'row': 'strip_conv1', 'column': 'strip_conv2'}
+FFNET_NAMES = _backbone(
+    {'conv1': '0', 'conv2': '2'},
+    {
+        'spatial.large.': 'proj.0.conv.',
+        'spatial.small.': 'proj.0.conv1.',
+        'channel.': 'proj.1.conv.',
+    },
+    _PAIR,
+)
+FFNET_SEG_NAMES = _backbone(
+    {'conv1': '0', 'conv2': '2', 'conv3': '4', 'conv4': '5'},
+    {'spatial.': 'proj.0.', 'channel.': 'proj.2.'},
+    _STRIPS,
+)
+FFNET_HEAD_NAMES = NameMap(
+    {'squeeze.conv1.': 'squeeze.0.', 'squeeze.conv2.': 'squeeze.2.', 'align.conv.': 'align.0.'},
+    ('blocks.{j}.', 'head_blocks.{j}.', _block(_STRIPS, token_mixer='token_mixer')),
+    leaves=_LEAVES,
+)
+_RELEASE = 'https://github.com/ysj9909/FFNet/releases/download/v1.0/'
+_FILES = {
+    'ffnet1': 'ffnet_1.pth.tar',
+    'ffnet2': 'ffnet_2.pth.tar',
+    'ffnet3': 'ffnet_3.pth.tar',
+    'ffnet3-384': 'ffnet_3_384.pth.tar',
+    'ffnet4-384': 'ffnet_4_384.pth.tar',
+    'ffnet1-distilled': 'ffnet_1_distillation.pth.tar',
+    'ffnet2-distilled': 'ffnet_2_distillation.pth.tar',
+    'ffnet3-distilled': 'ffnet_3_distillation.pth.tar',
+    'ffnetseg': 'ffnet_seg.pth.tar',
+    'cascademaskrcnn-ffnet2-coco': 'casc_mask_rcnn_ffnet_2_fpn_3x_coco.pth',
+    'cascademaskrcnn-ffnet3-coco': 'casc_mask_rcnn_ffnet_3_fpn_3x_coco.pth',
+    'cascademaskrcnn-ffnet4-coco': 'casc_mask_rcnn_ffnet_4_fpn_3x_coco.zip',
+    'upernet-ffnet2-ade20k': 'upernet_ffnet_2_512_160k_ade20k.pth',
+    'upernet-ffnet3-ade20k': 'upernet_ffnet_3_512_160k_ade20k.pth',
+    'upernet-ffnet4-ade20k': 'upernet_ffnet_4_512_160k_ade20k.pth',
+    'ffnetseg-ade20k': 'ffnet_seg_sys_512_160k_ade20k.pth',
+    'ffnetseg-cityscapes': 'ffnet_seg_sys_1024_160k_cityscapes.pth',
+}
+add_family(
+    FFNET_SEG_NAMES,
+    FFNET_NAMES,
+    FFNET_HEAD_NAMES,
+    weights={name: OfficialFile(_RELEASE + file) for name, file in _FILES.items()},
+)
 
 
 def _variant(
@@ -86,7 +176,7 @@ class FFNet(MixerBackbone):
         layer_scale_init_value=None,
     )
     default_drop_path_rate: ClassVar = 0.2
-    official_names: ClassVar[NameMap] = FFNET_NAMES
+    official_names: ClassVar = FFNET_NAMES
 
     def make_stem(self, in_channels: int, out_channels: int) -> nn.Module:
         stem_channels = self.settings['stem_channels']
@@ -145,14 +235,6 @@ class FFNet(MixerBackbone):
             )
         return layer, num_layers + 2
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        adopt_state_dict(self, state_dict, prefix, self.official_names)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _checkpoint_filter(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        """mmpretrain's ImageClassifier calls it with what is being loaded into the whole."""
-        adopt_classifier(state_dict, prefix, self.official_names)
-
 
 @MMENGINE_MODELS.register_module()
 @MODELS.register_module()
@@ -187,7 +269,7 @@ class FFNetSeg(FFNet):
         channel_mixer=dict(type='ConvFFN', kernel_size=3, expansion=4),
         layer_scale_init_value=1e-5,
     )
-    official_names: ClassVar[NameMap] = FFNET_SEG_NAMES
+    official_names: ClassVar = FFNET_SEG_NAMES
 
     def __init__(
         self,

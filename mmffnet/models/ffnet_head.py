@@ -20,8 +20,8 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from ..checkpoint import adopt_state_dict
-from ..official_names import FFNET_HEAD_NAMES
 from .block import MixerBlock
+from .ffnet import FFNET_HEAD_NAMES
 from .mixers import build_act
 from .reparam import ConvNorm, reparameterize
 

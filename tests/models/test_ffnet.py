@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from reference_numbers import LIMITS, deviation, load
 
 import mmffnet
-from mmffnet.checkpoint import FFNET_NAMES
+from mmffnet.models.ffnet import FFNET_NAMES
 
 ARCHS = ['ffnet1', 'ffnet2', 'ffnet3', 'ffnet4']
 CLASSIFIER = dict(out_indices=3, out_norm_cfg=dict(type='BN'))

@@ -20,8 +20,8 @@ from torch import nn
 
 import mmffnet
 from mmffnet.checkpoint import convert_names
+from mmffnet.models.ffnet import FFNET_HEAD_NAMES
 from mmffnet.models.reparam import FusibleBlock
-from mmffnet.official_names import FFNET_HEAD_NAMES
 
 pytest.importorskip('mmseg')
 

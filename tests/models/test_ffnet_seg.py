@@ -15,7 +15,7 @@ from reference_numbers import LIMITS, deviation, load
 from torch import nn
 
 import mmffnet
-from mmffnet.official_names import FFNET_NAMES, FFNET_SEG_NAMES
+from mmffnet.models.ffnet import FFNET_NAMES, FFNET_SEG_NAMES
 
 TINY = dict(depths=[1, 1, 2, 1], channels=[8, 12, 20, 28], stem_channels=8)
 LIMIT = LIMITS['float64']
