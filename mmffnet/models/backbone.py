@@ -3,15 +3,13 @@
 Nothing here knows which mixers, stem or downsampling a network uses; the families say that.
 """
 
-import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.utils.checkpoint as cp
 from mmcv.cnn import build_norm_layer
-from mmengine.model import BaseModule, ModuleList, Sequential
+from mmengine.model import BaseModule, ModuleList
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -33,61 +31,7 @@ from .block import MixerBlock
 from .classifier import adopt_classifier
 from .norm import CHANNEL_LAYER_NORM
 from .reparam import FusibleBlock, reparameterize
-
-
-class Stage(BaseModule):
-    """Downsampling, the blocks of one resolution, and what a family puts behind them.
-
-    Args:
-        downsample (nn.Module): Makes the stage's resolution and width.
-        blocks (list[nn.Module]): The blocks.
-        with_cp (bool): Recompute the blocks in the backward pass to save memory.
-        tail (nn.Module, optional): What comes behind the blocks. Defaults to None, which is
-            nothing.
-    """
-
-    def __init__(
-        self,
-        downsample: nn.Module,
-        blocks: list[nn.Module],
-        with_cp: bool,
-        tail: nn.Module | None = None,
-    ):
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = Sequential(*blocks)
-        self.tail = nn.Identity() if tail is None else tail
-        self.with_cp = with_cp
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.tail(self.forward_blocks(self.downsample(x)))
-
-    def forward_blocks(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and self.with_cp and self.training:
-            return self._checkpointed(x)
-        return self.blocks(x)
-
-    @torch.jit.unused
-    def _checkpointed(self, x: Tensor) -> Tensor:
-        # a compiler decides for itself what to keep and what to compute again
-        if _is_traced(x) or not torch.is_grad_enabled():
-            return self.blocks(x)
-        for block in self.blocks:
-            x = cp.checkpoint(
-                block,
-                x,
-                use_reentrant=False,
-                context_fn=lambda block=block: (  # type: ignore[misc]
-                    contextlib.nullcontext(),
-                    _keep_statistics(block),
-                ),
-            )
-        return x
-
-
-def _is_traced(x: Any) -> bool:
-    """Whether the calls make a graph, in which shapes are a given and a check only adds guards."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy)
+from .stage import Stage, is_traced
 
 
 class _SkeletonTracer(torch.fx.Tracer):
@@ -95,24 +39,6 @@ class _SkeletonTracer(torch.fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not isinstance(m, BaseModule)
-
-
-@contextlib.contextmanager
-def _keep_statistics(module: nn.Module) -> Iterator[None]:
-    """Lets batch norms run without updating their statistics.
-
-    For the second forward pass of gradient checkpointing: the first one has updated them already.
-    The statistics are exchanged for copies, as the pass must otherwise be the same to autograd.
-    """
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
-    buffers = [dict(norm._buffers) for norm in norms]
-    for norm, kept in zip(norms, buffers, strict=True):
-        norm._buffers.update({k: None if v is None else v.clone() for k, v in kept.items()})
-    try:
-        yield
-    finally:
-        for norm, kept in zip(norms, buffers, strict=True):
-            norm._buffers.update(kept)
 
 
 class MixerBackbone(BaseModule):
@@ -351,7 +277,7 @@ class MixerBackbone(BaseModule):
         return not any(isinstance(m, FusibleBlock) for m in self.modules())
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        if not _is_traced(x):
+        if not is_traced(x):
             self._check_input(x)
         x = self.stem(x)
         outs = []
