@@ -240,8 +240,8 @@ class WholeCheckpointHook(Hook):
         if not isinstance(runner._train_loop, BaseLoop):
             load_whole(model, checkpoint, where)
         elif isinstance(getattr(model, 'backbone', None), MixerBackbone):
-            new = '|'.join(map(re.escape, model.backbone.optional_names()))
-            load_whole(model, checkpoint, where, rf'backbone\.(?!{new})')
+            new = ''.join(f'(?!{re.escape(name)})' for name in model.backbone.optional_names())
+            load_whole(model, checkpoint, where, rf'backbone\.{new}')
 
 
 @HOOKS.register_module()

@@ -27,7 +27,7 @@ from .arch import (
     resolve_mixers,
     resolve_out_indices,
 )
-from .block import MixerBlock
+from .block import LayerScale, MixerBlock
 from .classifier import adopt_classifier
 from .norm import CHANNEL_LAYER_NORM
 from .reparam import FusibleBlock, reparameterize

@@ -86,8 +86,8 @@ class MixerBlock(BaseModule):
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
-        #: Names of each branch's norm ('' if it has none), mixer and scale; whether it is dropped
-        self.branches = []
+        #: Names of each branch's norm (if it has one), mixer and scale; whether it is dropped
+        self.branches: list[tuple[list[str], bool]] = []
         norms: dict[str, str] = {}
         for name, branch in branches.items():
             if not isinstance(branch, dict) or 'mixer' not in branch:
@@ -114,17 +114,17 @@ class MixerBlock(BaseModule):
             if layer_scale_init_value is not None and branch.get('layer_scale', True):
                 scale = LayerScale(channels, layer_scale_init_value)
             self.add_module(f'{name}_scale', scale)
-            parts = (norms.get(name, ''), f'{name}_mixer', f'{name}_scale')
-            self.branches.append((*parts, bool(branch.get('drop_path', True))))
+            parts = [f'{name}_mixer', f'{name}_scale']
+            if name in norms:
+                parts.insert(0, norms[name])
+            self.branches.append((parts, bool(branch.get('drop_path', True))))
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.post_act = build_act(act_cfg) if post_act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        for norm, mixer, scale, dropped in self.branches:
+        for parts, dropped in self.branches:
             y = x
-            # a loop over names, and no getattr(), so that torch.jit.script takes it
-            for name, part in self.named_children():
-                if name == norm or name == mixer or name == scale:  # noqa: SIM109
-                    y = part(y)
+            for name in parts:
+                y = getattr(self, name)(y)
             x = self.post_act(x + (self.drop_path(y) if dropped else y))
         return x
