@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .checkpoint import convert_names, find_state_dict, official_url
 from .models import FFNet
+from .models.block import LayerScale
 from .models.classifier import adopt_classifier
 
 #: The official weights of each model, the first ones are taken unless a tag says otherwise
@@ -180,7 +181,9 @@ class TimmFFNet(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay besides biases and one-dimensional tensors."""
-        return {f'backbone.{name}' for name in self.backbone.no_weight_decay()}
+        # timm looks for axes, of which layer scales have three
+        scales = {f'{n}.scale' for n, m in self.named_modules() if isinstance(m, LayerScale)}
+        return scales | {f'backbone.{name}' for name in self.backbone.no_weight_decay()}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Switches recomputation of the blocks in the backward pass."""

@@ -27,7 +27,7 @@ from .arch import (
     resolve_mixers,
     resolve_out_indices,
 )
-from .block import LayerScale, MixerBlock
+from .block import MixerBlock
 from .classifier import adopt_classifier
 from .norm import CHANNEL_LAYER_NORM
 from .reparam import FusibleBlock, reparameterize
@@ -298,8 +298,8 @@ class MixerBackbone(BaseModule):
         return torch.fx.GraphModule(self, graph)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters without weight decay besides biases and 1-D tensors."""
-        return {f'{n}.scale' for n, m in self.named_modules() if isinstance(m, LayerScale)}
+        """Names of the parameters without weight decay besides norms, biases and layer scales."""
+        return set()
 
     def _check_input(self, x: Tensor) -> None:
         if not (isinstance(x, Tensor) and x.is_floating_point()):
