@@ -9,7 +9,7 @@ import sys
 
 
 class NativeOpsFinder:
-    """Meta-path finder that provides ``mmcv._ext`` from ``mmffnet/native_ops.py``."""
+    """Meta-path finder that provides ``mmcv._ext`` from ``mmffnet/ops/mmcv_ext.py``."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
@@ -22,7 +22,7 @@ class NativeOpsFinder:
         if package is None or package.origin is None:
             return None
         # By file, not by import: mmffnet itself may need the modules that are being imported now.
-        return spec_from_file_location(name, Path(package.origin).with_name('native_ops.py'))
+        return spec_from_file_location(name, Path(package.origin).parent / 'ops' / 'mmcv_ext.py')
 
 
 def install():

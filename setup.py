@@ -3,7 +3,7 @@
 Everything that is not plain metadata is here for one of two reasons:
 
 - configs, tools and model-index.yml travel inside the wheel as ``mmffnet/.mim`` (OpenMMLab's
-  convention); an editable install finds them in the checkout instead, see ``mmffnet/paths.py``;
+  convention); an editable install finds them in the checkout instead, see ``mmffnet_cli/paths.py``;
 - ``mmffnet-ops.pth`` lands beside the package, in editable installs too, so that ``mmcv.ops`` works
   without mmcv's compiled extension even where mmdet is imported before mmffnet.
 """
@@ -85,10 +85,10 @@ class BuildPy(build_py):
 
 
 def version() -> str:
-    source = (ROOT / 'mmffnet' / '__init__.py').read_text(encoding='utf-8')
+    source = (ROOT / 'mmffnet' / 'version.py').read_text(encoding='utf-8')
     found = re.search(r"^__version__ = '([^']+)'$", source, re.MULTILINE)
     if found is None:
-        raise RuntimeError('mmffnet/__init__.py must define __version__')
+        raise RuntimeError('mmffnet/version.py must define __version__')
     return found[1]
 
 
@@ -108,12 +108,12 @@ setup(
         'Programming Language :: Python :: 3.13',
     ],
     python_requires='>=3.10',
-    packages=find_packages(include=['mmffnet', 'mmffnet.*']),
+    packages=find_packages(include=['mmffnet', 'mmffnet.*', 'mmffnet_cli']),
     package_data={'mmffnet': ['py.typed']},
-    py_modules=['mmffnet_cli', 'mmffnet_ops_hook'],
+    py_modules=['mmffnet_ops_hook'],
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={'console_scripts': ['mmffnet = mmffnet_cli:main']},
+    entry_points={'console_scripts': ['mmffnet = mmffnet_cli.main:main']},
     cmdclass={'build_py': BuildPy},
     zip_safe=False,
 )

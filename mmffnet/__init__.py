@@ -4,16 +4,16 @@ Importing this package registers the backbones in mmengine's registry of models 
 scope ``mmffnet``, where mmdet, mmseg and mmpretrain find them.
 """
 
-__version__ = '0.1.0'
-
 from . import compat
 
 compat.setup()
 
+from mmffnet_cli.paths import config_path  # noqa: E402
+
 from .checkpoint import load_pretrained  # noqa: E402
 from .engine import LayerDecayConstructor  # noqa: E402
 from .models import FFNet, FFNetSeg, reparameterize  # noqa: E402
-from .paths import config_path  # noqa: E402
+from .version import __version__  # noqa: E402
 
 __all__ = [
     'FFNet',

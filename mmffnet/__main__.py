@@ -2,6 +2,6 @@
 
 import sys
 
-from mmffnet_cli import main
+from mmffnet_cli.main import main
 
 sys.exit(main())

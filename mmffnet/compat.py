@@ -2,7 +2,7 @@
 
 ``import mmffnet`` calls :func:`setup`, which
 
-- makes ``mmcv.ops`` usable without mmcv's compiled extension (see ``native_ops.py``);
+- makes ``mmcv.ops`` usable without mmcv's compiled extension (see ``ops/mmcv_ext.py``);
 - makes mmengine read checkpoints from files, http(s) and its storage backends with torch's safe
   reader, which accepts what mmengine and timm save beside the weights while it reads for us;
 - lets configs name types without their scope, as in version 0.1 (see ``registry.py``).
@@ -10,36 +10,13 @@
 Nothing here switches the safety off: a file that needs any other class or function is refused.
 """
 
-import argparse
-import codecs
-import collections
 import importlib.metadata
 import importlib.util
-import io
-import pickle
-import re
 import sys
-import threading
 import warnings
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.client import HTTPException
-from pathlib import Path
-from typing import Any, BinaryIO
-from urllib.error import URLError
-from urllib.parse import unquote, urlparse
-from urllib.request import Request, urlopen
-
-import numpy as np
-import torch
-from torch.hub import tqdm
 
 try:
     import mmcv  # noqa: F401
-    from mmengine.dist import barrier, get_rank
-    from mmengine.fileio import get_file_backend
-    from mmengine.logging import HistoryBuffer
     from mmengine.runner import checkpoint as mmengine_checkpoint
 except ModuleNotFoundError as error:
     if error.name not in ('mmcv', 'mmengine'):
@@ -51,10 +28,8 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from None
 
+from .checkpoint.files import load_from_http, load_from_local, load_from_storage
 from .registry import accept_moved_names
-
-# What torch's reader is allowed belongs to the process: one thread at a time changes it.
-_READING = threading.RLock()
 
 # Decode heads that go on without mmcv.ops when it cannot be imported.
 _FALLBACKS = {
@@ -98,214 +73,3 @@ def setup() -> None:
     # The loaders of 'torchvision://' and its like call the function by its name in the module.
     mmengine_checkpoint.load_from_local = load_from_local
     mmengine_checkpoint.load_from_http = load_from_http
-
-
-# Reading checkpoints
-
-
-def _history_method(owner: Any, name: str) -> Any:
-    """Stands for the ``getattr`` by which a HistoryBuffer refers to its own methods in a file."""
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
-        raise pickle.UnpicklingError(f'GLOBAL getattr({owner!r}, {name!r})')
-    return getattr(HistoryBuffer, name)
-
-
-def _safe_globals() -> dict[str, Any]:
-    """What the checkpoints of mmengine and timm hold beside tensors, by the name in the file."""
-    named = {
-        '_codecs.encode': codecs.encode,
-        'argparse.Namespace': argparse.Namespace,
-        'builtins.getattr': _history_method,
-        'collections.Counter': collections.Counter,
-        'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
-        'numpy.dtype': np.dtype,
-        'numpy.ndarray': np.ndarray,
-        'torch.device': torch.device,
-    }
-    for package in ('numpy.core', 'numpy._core'):  # the names of numpy 1 and numpy 2
-        named[f'{package}.multiarray._reconstruct'] = np.array(0).__reduce__()[0]
-        named[f'{package}.multiarray.scalar'] = np.float64(0).__reduce__()[0]
-    for code in np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?SU':
-        kind = type(np.dtype(code))
-        named[f'numpy.dtypes.{kind.__name__}'] = kind
-    return named
-
-
-@contextmanager
-def _allowed_globals() -> Iterator[None]:
-    """Allows :func:`_safe_globals` to torch's safe reader, as long as the context lasts."""
-    ours = [(value, name) for name, value in _safe_globals().items()]
-    with _READING:
-        # leaving torch's context takes away all that it names, a host's own allowance included
-        there = torch.serialization.get_safe_globals()
-        with torch.serialization.safe_globals([entry for entry in ours if entry not in there]):
-            yield
-
-
-def _torch_load(file: BinaryIO, map_location: Any) -> Any:
-    with _allowed_globals():
-        return torch.load(file, map_location=map_location, weights_only=True)
-
-
-def _open_checkpoint(path: Path) -> BinaryIO:
-    """The checkpoint file, or the single checkpoint inside a zip archive, in memory."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if not name.startswith('__MACOSX/')]
-            if any(name.endswith('/constants.pkl') for name in names):
-                raise ValueError(f'{path} is a TorchScript model, not a checkpoint')
-            if not any(name.endswith('/data.pkl') for name in names):
-                inside = [name for name in names if name.endswith(('.pth', '.pth.tar', '.pt'))]
-                if len(inside) != 1:
-                    raise ValueError(
-                        f'{path} must hold exactly one checkpoint (.pth, .pth.tar or .pt), but '
-                        f'holds {len(inside)}: unpack it and give the file that you mean'
-                    )
-                return io.BytesIO(archive.read(inside[0]))
-    return path.open('rb')
-
-
-class DamagedCheckpointError(RuntimeError):
-    """A file that is damaged, incomplete or no checkpoint at all."""
-
-
-def read_checkpoint(path: Any, map_location: Any = 'cpu') -> Any:
-    """Read a checkpoint file without ever running code from it.
-
-    Args:
-        path (str | Path): A file written by ``torch.save``, or a zip archive that holds one.
-        map_location (optional): As in ``torch.load``. Defaults to 'cpu'.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file asks for a class or function that is not known to be harmless.
-        DamagedCheckpointError: If the file is damaged, incomplete or no checkpoint at all.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f'checkpoint {path} does not exist or is not a file')
-    if path.suffix == '.safetensors':
-        return _read_safetensors(path, map_location)
-    with _open_checkpoint(path) as file:
-        try:
-            return _torch_load(file, map_location)
-        except Exception as error:
-            explained = _explain(error, path)
-            if explained is None:
-                raise
-            raise explained from None
-
-
-def _read_safetensors(path: Path, map_location: Any) -> dict[str, torch.Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-    except ImportError as error:
-        raise ValueError(f'reading {path} needs safetensors: `pip install safetensors`') from error
-    try:
-        tensors = load(path.read_bytes())
-    except SafetensorError as error:
-        raise DamagedCheckpointError(f'cannot read {path}: it is damaged ({error})') from None
-    return {name: tensor.to(map_location or 'cpu') for name, tensor in tensors.items()}
-
-
-def _explain(error: Exception, path: Path) -> Exception | None:
-    """A clear error for a file that was refused or is damaged, None for any other trouble."""
-    text = str(error).split('WeightsUnpickler error:')[-1].strip() or type(error).__name__
-    if isinstance(error, pickle.UnpicklingError):
-        refused = re.search(
-            r'GLOBAL (.+?)(?: was not | whose module |$)|unrecognized function (.+)|but got (.+)',
-            text,
-            re.MULTILINE,
-        )
-        if refused:
-            name = next(filter(None, refused.groups()))
-            return ValueError(
-                f'refused to read the checkpoint {path}: it asks for {name}, which is not known '
-                'to be harmless. Only if you trust its author, load it yourself with '
-                "torch.load(..., weights_only=False) and save its 'state_dict' alone."
-            )
-    damage = 'PytorchStreamReader|EOF|corrupt|byte size|[.]tar format'
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and not re.search(damage, text)
-    ):
-        return None  # a device that is not there, for example
-    reason = re.split(r'\. |\n', text)[0]
-    with path.open('rb') as file:
-        if file.read(64).lstrip().startswith(b'<'):
-            reason = 'it is a web page'
-    return DamagedCheckpointError(
-        f'cannot read {path} ({path.stat().st_size} bytes): it is damaged, incomplete or not a '
-        f'checkpoint ({reason}). Fetch it again; delete it first if it was downloaded.'
-    )
-
-
-def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Replaces mmengine's loader of local files."""
-    return read_checkpoint(filename, map_location)
-
-
-def load_from_http(
-    filename: str, map_location: Any = None, model_dir: Any = None, progress: bool = True
-) -> Any:
-    """Replaces mmengine's loader of http(s) addresses."""
-    return read_checkpoint(download(filename, model_dir, progress), map_location)
-
-
-def load_from_storage(filename: str, map_location: Any = None, backend: str = 'petrel') -> Any:
-    """Replaces mmengine's loader of files on its storage backends."""
-    storage = get_file_backend(filename, backend_args=dict(backend=backend))
-    return _torch_load(io.BytesIO(storage.get(filename)), map_location)
-
-
-def download(url: str, folder: Any = None, progress: bool = True) -> Path:
-    """Download a file once, and return where it is.
-
-    In distributed runs every rank must call it: rank 0 downloads, the others wait, and download
-    for themselves only if they do not share its disk.
-
-    Args:
-        url (str): An http(s) address.
-        folder (str | Path, optional): Where to keep the file; torch.hub's folder of checkpoints
-            if None. Defaults to None.
-        progress (bool): Whether to show a progress bar. Defaults to True.
-
-    Raises:
-        ConnectionError: If the address cannot be reached; says where to put the file by hand.
-    """
-    folder = Path(torch.hub.get_dir(), 'checkpoints') if folder is None else Path(folder)
-    name = Path(unquote(urlparse(url).path)).name
-    if not name:
-        raise ValueError(f'{url} names no file to download')
-    path = folder.expanduser() / name
-    try:
-        if get_rank() == 0:
-            _fetch(url, path, progress)
-    finally:
-        barrier()
-    _fetch(url, path, progress=False)
-    return path
-
-
-def _fetch(url: str, path: Path, progress: bool) -> None:
-    if path.is_file():
-        return
-    from .checkpoint import whole_file
-
-    # torch.hub's own function keeps what has come when a connection ends too early
-    try:
-        request = Request(url, headers={'User-Agent': 'mmffnet'})
-        with urlopen(request, timeout=60) as response, whole_file(path) as file:
-            total = response.length
-            style = dict(desc=path.name, unit='B', unit_scale=True, disable=not progress)
-            with tqdm(total=total, **style) as bar:
-                while chunk := response.read(1 << 18):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-            if total not in (None, file.tell()):
-                raise ConnectionError(f'it ended after {file.tell()} of {total} bytes')
-    except (URLError, ConnectionError, TimeoutError, HTTPException) as error:
-        raise ConnectionError(
-            f'cannot download {url} ({error}). Without a connection, fetch it elsewhere and put '
-            f'it at {path}'
-        ) from error

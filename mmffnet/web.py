@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmffnet.engine.runner import UsageError
+from mmffnet.errors import UsageError
 from mmffnet.inference import Classification, Detections, Inferencer, Result, Segmentation
 
 if TYPE_CHECKING:

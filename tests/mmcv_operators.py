@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from mmffnet.environment import environment
+from mmffnet_cli.environment import environment
 
 DEVICES = ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
 COMPILED = importlib.import_module('mmcv._ext') if environment()['ops'] == 'mmcv (native)' else None

@@ -27,7 +27,9 @@ from torch import nn
 
 import mmffnet
 from mmffnet import compat
-from mmffnet.environment import environment
+from mmffnet.checkpoint import files
+from mmffnet.errors import DamagedCheckpointError
+from mmffnet_cli.environment import environment
 from mmffnet_ops_hook import NativeOpsFinder
 
 ROOT = Path(mmffnet.__file__).parents[1]
@@ -68,14 +70,14 @@ def test_mmcv_ops_asked_for_before_mmffnet_is_imported():
     first = 'try:\n    import mmcv.ops\nexcept ImportError:\n    pass\nimport mmffnet\n'
     names = 'mmdet', 'mmseg', 'mmpretrain'
     report = (
-        'import json, sys; import mmffnet.environment\n'
+        'import json, sys; import mmffnet_cli.environment\n'
         f'assert not {{*{names}}} & {{*sys.modules}}\n'
-        'print(json.dumps(mmffnet.environment.environment()["packages"]))'
+        'print(json.dumps(mmffnet_cli.environment.environment()["packages"]))'
     )
     result = python(first + USE_OPS + report)
     assert result.returncode == 0, result.stderr
     *_, file, packages = result.stdout.splitlines()
-    assert file.endswith('native_ops.py') == (not NATIVE)
+    assert file.endswith('mmcv_ext.py') == (not NATIVE)
     # The report reads versions without importing what it reports on.
     for name in names:
         if importlib.util.find_spec(name):
@@ -106,7 +108,7 @@ def test_hook_gives_way_to_any_other_extension(tmp_path, monkeypatch):
 
 
 def test_hook_does_nothing_once_mmffnet_is_gone(monkeypatch):
-    assert NativeOpsFinder.find_spec('mmcv._ext').origin.endswith('native_ops.py')
+    assert NativeOpsFinder.find_spec('mmcv._ext').origin.endswith('mmcv_ext.py')
     monkeypatch.setitem(sys.modules, 'mmffnet', None)
     assert NativeOpsFinder.find_spec('mmcv._ext') is None
 
@@ -211,7 +213,7 @@ def test_runner_resumes_from_its_own_checkpoint(trained, tmp_path):
 
 
 def test_read_checkpoint_of_a_runner(trained):
-    checkpoint = compat.read_checkpoint(Path(trained.work_dir, 'epoch_2.pth'))
+    checkpoint = files.read_checkpoint(Path(trained.work_dir, 'epoch_2.pth'))
     assert checkpoint['message_hub']['runtime_info']['best_score'] == 0.5
     history = checkpoint['message_hub']['log_scalars']['train/loss']
     assert isinstance(history, HistoryBuffer)
@@ -238,7 +240,7 @@ def test_arrays_under_the_names_of_numpy_1_and_2(old, new, tmp_path):
     content = saved(values, _use_new_zipfile_serialization=False).replace(old, new)
     assert b'numpy.core.multiarray' in content or b'numpy._core.multiarray' in content
     (tmp_path / 'arrays.pth').write_bytes(content)
-    loaded = compat.read_checkpoint(tmp_path / 'arrays.pth')
+    loaded = files.read_checkpoint(tmp_path / 'arrays.pth')
     assert type(loaded['scalar']) is np.float32
     for name, value in values.items():
         assert np.array_equal(loaded[name], value), name
@@ -256,7 +258,7 @@ def test_checkpoint_of_timm(zipped, tmp_path):
     }
     path = tmp_path / 'ffnet_2.pth.tar'
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    loaded = compat.read_checkpoint(path)
+    loaded = files.read_checkpoint(path)
     model = nn.ParameterDict({'weight': torch.zeros(2)})
     load_checkpoint(model, str(path))
     assert torch.equal(model['weight'], torch.ones(2))
@@ -292,7 +294,7 @@ def test_file_that_asks_for_code_is_refused_and_runs_nothing(name, zipped, tmp_p
     target, path = tmp_path / 'executed', tmp_path / 'bad.pth'
     content = {'state_dict': {}, 'extra': attacks(str(target))[name]}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    for read in (compat.read_checkpoint, CheckpointLoader.load_checkpoint):
+    for read in (files.read_checkpoint, CheckpointLoader.load_checkpoint):
         with pytest.raises(ValueError, match=r'refused .*bad\.pth') as error:
             read(str(path))
         assert not target.exists()
@@ -313,13 +315,13 @@ def test_damaged_file(content, tmp_path):
     path = tmp_path / 'damaged.pth'
     path.write_bytes(content)
     with pytest.raises(RuntimeError, match=rf'damaged\.pth \({len(content)} bytes\).* incomplete'):
-        compat.read_checkpoint(path)
+        files.read_checkpoint(path)
 
 
 def test_web_page_in_the_place_of_a_checkpoint(tmp_path):
     (tmp_path / 'page.pth').write_text('<!DOCTYPE html><html>404</html>')
-    with pytest.raises(compat.DamagedCheckpointError, match='it is a web page'):
-        compat.read_checkpoint(tmp_path / 'page.pth')
+    with pytest.raises(DamagedCheckpointError, match='it is a web page'):
+        files.read_checkpoint(tmp_path / 'page.pth')
 
 
 def test_safetensors(tmp_path):
@@ -328,24 +330,24 @@ def test_safetensors(tmp_path):
     safetensors.save_file({'weight': torch.ones(100, 10)}, path)
     assert torch.equal(CheckpointLoader.load_checkpoint(str(path))['weight'], torch.ones(100, 10))
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(compat.DamagedCheckpointError, match=r'a\.safetensors: it is damaged'):
-        compat.read_checkpoint(path)
+    with pytest.raises(DamagedCheckpointError, match=r'a\.safetensors: it is damaged'):
+        files.read_checkpoint(path)
 
 
 def test_missing_file_and_home_directory(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r'checkpoint .*none\.pth does not exist'):
-        compat.read_checkpoint(tmp_path / 'none.pth')
+        files.read_checkpoint(tmp_path / 'none.pth')
     with pytest.raises(FileNotFoundError, match='is not a file'):
         CheckpointLoader.load_checkpoint(str(tmp_path))
     monkeypatch.setenv('HOME', str(tmp_path))
     (tmp_path / 'good.pth').write_bytes(GOOD)
-    assert 'state_dict' in compat.read_checkpoint('~/good.pth')
+    assert 'state_dict' in files.read_checkpoint('~/good.pth')
 
 
 def test_trouble_with_the_device_is_not_called_damage(tmp_path):
     (tmp_path / 'good.pth').write_bytes(GOOD)
     with pytest.raises(RuntimeError) as error:
-        compat.read_checkpoint(tmp_path / 'good.pth', map_location='cuda:99')
+        files.read_checkpoint(tmp_path / 'good.pth', map_location='cuda:99')
     assert 'damaged' not in str(error.value)
 
 
@@ -355,15 +357,15 @@ def test_zip_archive_that_holds_one_checkpoint(tmp_path):
         archive.writestr('folder/detector.pth', GOOD)
         archive.writestr('folder/log.json', '{}')
         archive.writestr('__MACOSX/folder/._detector.pth', 'x')
-    assert compat.read_checkpoint(path)['state_dict']['weight'].shape == (100, 10)
+    assert files.read_checkpoint(path)['state_dict']['weight'].shape == (100, 10)
     assert list(tmp_path.iterdir()) == [path]
     with zipfile.ZipFile(path, 'a') as archive:
         archive.writestr('other.pth.tar', GOOD)
     with pytest.raises(ValueError, match=r'must hold exactly one checkpoint .* holds 2'):
-        compat.read_checkpoint(path)
+        files.read_checkpoint(path)
 
 
 def test_torchscript_is_no_checkpoint(tmp_path):
     torch.jit.trace(nn.Linear(2, 2), torch.rand(1, 2)).save(tmp_path / 'model.pt')
     with pytest.raises(ValueError, match=r'model\.pt is a TorchScript model'):
-        compat.read_checkpoint(tmp_path / 'model.pt')
+        files.read_checkpoint(tmp_path / 'model.pt')

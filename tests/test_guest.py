@@ -18,7 +18,7 @@ from torch import nn
 
 import mmffnet
 from mmffnet import registry
-from mmffnet.compat import read_checkpoint
+from mmffnet.checkpoint import read_checkpoint
 from mmffnet.models import SelfAttention
 from mmffnet.models.mixers import build_mixer
 

@@ -21,20 +21,14 @@ from toy_models import META, make_model, make_pictures
 import mmffnet
 from mmffnet.benchmark.networks import find_network
 from mmffnet.config_types import find_scope, find_type, type_name
+from mmffnet.datasets.checks import find_missing_data, without_annotations
 from mmffnet.deploy.export import export_config
 from mmffnet.deploy.reparameterize import reparameterize_file
 from mmffnet.deploy.runtimes import load_exported
 from mmffnet.engine import runner
-from mmffnet.engine.data import find_missing_data, without_annotations
 from mmffnet.engine.hooks import FiniteLossHook, FuseHook
-from mmffnet.engine.runner import (
-    UsageError,
-    build_runner,
-    read_config,
-    run,
-    test_config,
-    train_config,
-)
+from mmffnet.engine.runner import build_runner, read_config, run, test_config, train_config
+from mmffnet.errors import UsageError
 from mmffnet.inference import Inferencer
 
 pytest.importorskip('mmdet.models')
@@ -233,7 +227,7 @@ def test_data_that_are_missing():
 def test_damaged_annotations_are_explained(tmp_path):
     from mmdet.datasets import CocoDataset
 
-    from mmffnet.engine.data import _find_fault
+    from mmffnet.datasets.checks import _find_fault
 
     (tmp_path / 'a.json').write_text(json.dumps(dict(images=[dict(id=1)])))
     dataset = dict(type=CocoDataset, data_root=str(tmp_path), ann_file='a.json')
@@ -243,7 +237,7 @@ def test_damaged_annotations_are_explained(tmp_path):
 def test_empty_data_sets_are_named():
     from mmdet.datasets import CocoDataset
 
-    from mmffnet.engine.data import _no_samples
+    from mmffnet.datasets.checks import _no_samples
 
     error = _no_samples(dict(dataset=dict(type=CocoDataset, data_root='here')))
     assert 'CocoDataset with here' in str(error)

@@ -85,7 +85,7 @@ def test_wheel_content(wheel):
         entries = archive.read(entries).decode()
 
     assert wheel.name == f'mmffnet-{mmffnet.__version__}-py3-none-any.whl'
-    assert {'mmffnet-ops.pth', 'mmffnet_cli.py', 'mmffnet_ops_hook.py'} <= names
+    assert {'mmffnet-ops.pth', 'mmffnet_cli/main.py', 'mmffnet_ops_hook.py'} <= names
     assert {path.relative_to(ROOT).as_posix() for path in ROOT.glob('mmffnet/**/*.py')} <= names
     shipped = {name for name in names if name.startswith('mmffnet/.mim/')}
     expected = {'model-index.yml', 'tools/train.py', 'tools/test.py'}
@@ -94,12 +94,13 @@ def test_wheel_content(wheel):
     assert not any('/dev/' in name or '__pycache__' in name for name in names)
     assert {name.partition('/')[0] for name in names if '/' in name} == {
         'mmffnet',
+        'mmffnet_cli',
         f'mmffnet-{mmffnet.__version__}.dist-info',
     }
 
     parser = configparser.ConfigParser()
     parser.read_string(entries)
-    assert parser['console_scripts']['mmffnet'] == 'mmffnet_cli:main'
+    assert parser['console_scripts']['mmffnet'] == 'mmffnet_cli.main:main'
     required = [Requirement(text) for text in metadata.get_all('Requires-Dist')]
     assert [str(item) for item in required if item.marker is None] == ['torch>=2.6']
     assert set(metadata.get_all('Provides-Extra')) == {

@@ -8,7 +8,7 @@ import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 
-from mmffnet.compat import read_checkpoint
+from mmffnet.checkpoint import read_checkpoint
 from mmffnet.engine import find_checkpoint, runner
 from mmffnet.models.ffnet import FFNET_NAMES
 

@@ -28,7 +28,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, METRICS, MODELS, OPTIM_WRAPPERS
 from torch import Tensor, nn
 
-from mmffnet.compat import read_checkpoint
+from mmffnet.checkpoint import read_checkpoint
 from mmffnet.engine import find_checkpoint
 from mmffnet.engine.runner import build_runner, train_config
 

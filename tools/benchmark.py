@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     args = parser.parse_args(argv)
 
     try:
-        from mmffnet.engine.runner import UsageError
+        from mmffnet.errors import UsageError
     except ImportError as error:
         parser.error(f'mmffnet cannot be imported: {error}')
     try:
@@ -134,7 +134,7 @@ def _speed(args: argparse.Namespace) -> int:
     from mmffnet.benchmark.forms import parse_form
     from mmffnet.benchmark.report import device_name
     from mmffnet.benchmark.speed import measure
-    from mmffnet.engine.runner import UsageError
+    from mmffnet.errors import UsageError
 
     size, device, threads = _prepare(args)
     if args.cpu_time and (device != 'cpu' or threads > 1):
@@ -214,7 +214,8 @@ def _prepare(args: argparse.Namespace) -> tuple[tuple[int, int] | None, str, int
     """Size, device and number of threads, checked."""
     import torch
 
-    from mmffnet.engine.runner import UsageError, check_device
+    from mmffnet.engine.runner import check_device
+    from mmffnet.errors import UsageError
 
     counts = (args.batch_size, *(args.size or ()), getattr(args, 'rounds', 1), args.threads or 1)
     if min(counts) < 1 or len(args.size or ()) > 2:

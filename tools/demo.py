@@ -36,7 +36,7 @@ def main() -> None:
 
     # only these tasks need mmdet, mmseg or mmpretrain, and matplotlib
     from mmffnet.demo import describe, run_demo
-    from mmffnet.engine.runner import UsageError
+    from mmffnet.errors import UsageError
 
     try:
         print(describe(run_demo(args.task, args.work_dir, args.cfg_options)))

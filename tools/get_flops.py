@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     from mmffnet.benchmark.flops import count_network, describe
     from mmffnet.benchmark.networks import find_network
-    from mmffnet.engine.runner import UsageError
+    from mmffnet.errors import UsageError
 
     try:
         network = find_network(args.model, cfg_options=args.cfg_options)

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             parser.error(f'--{name.replace("_", "-")} must be at least 1')
 
     try:
-        from mmffnet.engine.runner import UsageError
+        from mmffnet.errors import UsageError
         from mmffnet.inference import Inferencer, find_sources, is_exported
     except ImportError as error:
         parser.error(f'mmffnet cannot be imported: {error}')

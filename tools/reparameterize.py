@@ -18,7 +18,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     args = parser.parse_args(argv)
 
     from mmffnet.deploy import reparameterize_file
-    from mmffnet.engine.runner import UsageError, read_config
+    from mmffnet.engine.runner import read_config
+    from mmffnet.errors import UsageError
 
     try:
         cfg = read_config(args.config)

@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     try:
         from mmffnet.engine import runner
+        from mmffnet.errors import UsageError
     except ImportError as error:
         parser.error(f'mmffnet cannot be imported: {error}')
     try:
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             args.channels_last,
         )
         runner.run(runner.build_runner(cfg), 'test')
-    except runner.UsageError as error:
+    except UsageError as error:
         parser.error(str(error))
 
 

@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     try:
         from mmffnet.engine import runner
+        from mmffnet.errors import UsageError
     except ImportError as error:
         parser.error(f'mmffnet cannot be imported: {error}')
     try:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             cfg, args.resume, args.amp, args.auto_scale_lr, args.compile, args.channels_last
         )
         runner.run(runner.build_runner(cfg), 'train')
-    except runner.UsageError as error:
+    except UsageError as error:
         parser.error(str(error))
 
 

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument('--port', type=int, metavar='N', help='default: a free one from 7860')
     args = parser.parse_args(argv)
     try:
-        from mmffnet.engine.runner import UsageError
+        from mmffnet.errors import UsageError
         from mmffnet.inference import Inferencer
         from mmffnet.web import build_page, prepare, serve
     except ImportError as error:

@@ -15,8 +15,9 @@ import torch
 from mmengine.config import Config
 
 from ..checkpoint import SCHEME, official_url
-from ..engine.data import find_missing_data
-from ..engine.runner import UsageError, read_config
+from ..datasets.checks import find_missing_data
+from ..engine.runner import read_config
+from ..errors import UsageError
 from .metafiles import Entry
 from .report import markdown, write, write_csv, write_json
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mmengine.device import get_device
 
-from ..engine.runner import UsageError, build_runner, read_config, run, test_config
+from ..engine.runner import build_runner, read_config, run, test_config
+from ..errors import UsageError
 from .flops import count_network
 from .networks import find_network
 from .report import environment, write_json

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..deploy.export import export_module
 from ..deploy.reparameterize import forward_tensors
 from ..deploy.runtimes import load_exported
-from ..engine.runner import UsageError
+from ..errors import UsageError
 from .networks import fuse
 
 #: Endings of the files that runtimes load

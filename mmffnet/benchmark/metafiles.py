@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from ..engine.runner import UsageError
-from ..paths import tools_path
+from mmffnet_cli.paths import tools_path
+
+from ..errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..config_types import find_scope
 from ..deploy.runtimes import import_runtime, load_exported
-from ..engine.runner import UsageError, read_config
+from ..engine.runner import read_config
+from ..errors import UsageError
 from ..models import FFNet, FFNetSeg, reparameterize
 from ..registry import MODELS
 from .metafiles import read_entries

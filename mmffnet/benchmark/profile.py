@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, record_function
 
-from ..engine.runner import UsageError
+from ..errors import UsageError
 from .forms import Form, prepare
 from .memory import quiet_profile
 from .networks import Network

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import whole_file
+from ..checkpoint import atomic_write
 
 Rows = Sequence[dict[str, Any]]
 
@@ -50,7 +50,7 @@ def _is_number(text: str) -> bool:
 
 def write(path: Path, text: str) -> None:
     """Writes a text file as a whole or not at all."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 

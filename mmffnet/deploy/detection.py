@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms, roi_align
 
 from ..config_types import type_name
-from .wrap import Plain, exportable
+from .plain import Plain, exportable
 
 _EMPTY = -1.0  # the score of a place without a candidate
 

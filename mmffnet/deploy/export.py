@@ -21,9 +21,10 @@ from ..config_types import find_type, type_name
 from ..engine.runner import innermost_dataset
 from .check import TOLERANCES, deviations, draw_pictures, in_batches, predict, read_pictures
 from .formats import MIN_SIZE, SUFFIXES, write
+from .plain import Plain
 from .reparameterize import load_model, refuse_existing
 from .runtimes import load_exported
-from .wrap import Plain, wrap
+from .wrap import wrap
 
 #: Steps of test pipelines that change the size of a picture
 _RESIZING = ('Resize', 'ResizeEdge', 'ResizeToMultiple', 'CenterCrop', 'Pad')

@@ -1,18 +1,22 @@
 """Running configs; importing this registers the hooks and the optimizer constructor in mmengine."""
 
-from .checkpointing import SafeCheckpointHook, find_checkpoint
+from ..datasets.labels import LoadCheckedLabels
 from .hooks import (
+    AverageBuffersHook,
     ChannelsLastHook,
+    ClsPicturesHook,
     CompileHook,
     ExactResumeHook,
     FiniteLossHook,
     FuseHook,
+    RawAndEMAHook,
+    SafeCheckpointHook,
+    SegPicturesHook,
     WholeCheckpointHook,
 )
-from .imagenet import AverageBuffersHook, RawAndEMAHook, WarmupCosineLR
-from .labels import LoadCheckedLabels
 from .layer_decay import LayerDecayConstructor
-from .pictures import ClsPicturesHook, SegPicturesHook
+from .resume import find_checkpoint
+from .schedules import WarmupCosineLR
 
 __all__ = [
     'AverageBuffersHook',

@@ -23,14 +23,14 @@ from mmengine.registry import HOOKS, OPTIM_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from mmffnet.compat import DamagedCheckpointError
 from mmffnet.config_types import find_scope, find_type, type_name
-from mmffnet.paths import config_path
+from mmffnet.errors import DamagedCheckpointError, UsageError, describe_error
+from mmffnet_cli.paths import config_path
 
-from .checkpointing import find_checkpoint, settle_resume
-from .data import BadSampleError, check_samples, find_missing_data, without_annotations
+from ..datasets.checks import BadSampleError, check_samples, find_missing_data, without_annotations
+from ..datasets.labels import check_labels
 from .hooks import ChannelsLastHook
-from .labels import check_labels
+from .resume import find_checkpoint, settle_resume
 
 _TTA_MODELS = {
     'mmdet': dict(
@@ -44,10 +44,6 @@ _TTA_MODELS = {
 _RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 _PICKLED = ('.pkl', '.pickle')
 _DUMP_METRICS = {'mmdet': 'mmdet.DumpDetResults', 'mmpretrain': 'DumpResults'}
-
-
-class UsageError(ValueError):
-    """A mistake in what the user asked for, which the tools report in one line."""
 
 
 def read_config(
@@ -268,12 +264,6 @@ def _explaining(load: Callable[..., Any]) -> Callable[..., Any]:
             raise UsageError(str(error)) from error
 
     return step
-
-
-def describe_error(error: Exception) -> str:
-    """The first line that says something, after the type unless that is all there is."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
 
 
 def _parse_option(option: str) -> dict[str, Any]:

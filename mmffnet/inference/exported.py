@@ -11,10 +11,10 @@ import numpy as np
 from mmcv import transforms
 
 from mmffnet.deploy import runtimes
-from mmffnet.engine.runner import UsageError
+from mmffnet.errors import UsageError
 
+from ..visualization import Legend
 from .models import Arrays
-from .painting import Legend
 
 _GROUND = (104, 116, 124)  # about the mean of photographs: what is added where pictures are small
 

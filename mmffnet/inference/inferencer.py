@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar
 
-from mmffnet.engine.runner import UsageError, read_config
+from mmffnet.engine.runner import read_config
+from mmffnet.errors import UsageError
 
+from ..visualization import Legend
 from . import sources
 from .exported import ExportedModel, PredictionError, is_exported
 from .models import Model, OpenMMLabModel
-from .painting import Legend
 from .results import Classification, Detections, Result, ResultWriter, Segmentation
 from .sources import Picture, Source, Unreadable
 

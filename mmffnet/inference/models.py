@@ -16,20 +16,14 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
-from mmffnet.checkpoint import load_whole
+from mmffnet.checkpoint import load_strict
 from mmffnet.config_types import find_type, type_name
-from mmffnet.engine.data import without_annotations
-from mmffnet.engine.runner import (
-    UsageError,
-    check_checkpoint,
-    check_device,
-    describe_error,
-    innermost_dataset,
-    use_tta,
-)
+from mmffnet.datasets.checks import without_annotations
+from mmffnet.engine.runner import check_checkpoint, check_device, innermost_dataset, use_tta
+from mmffnet.errors import UsageError, describe_error
 from mmffnet.models import reparameterize
 
-from .painting import Legend
+from ..visualization import Legend
 
 Arrays = dict[str, np.ndarray]
 
@@ -219,7 +213,7 @@ def _read_checkpoint(checkpoint: str) -> Any:
 def _load(network: nn.Module, raw: Any, checkpoint: str) -> None:
     where = f'the checkpoint {checkpoint}'
     try:
-        unexpected = load_whole(network, raw, where)
+        unexpected = load_strict(network, raw, where)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if unexpected:

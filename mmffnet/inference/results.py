@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mmffnet.checkpoint import whole_file
+from mmffnet.checkpoint import atomic_write
 from mmffnet.datasets.encoding import encode_rle
-from mmffnet.engine.runner import UsageError
+from mmffnet.errors import UsageError
 
-from .painting import Legend, paint_detections, paint_labels, paint_scores
+from ..visualization import Legend, paint_detections, paint_labels, paint_scores
 from .sources import Picture, Video
 
 _WRITABLE = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -121,7 +121,7 @@ class Segmentation(Result):
         """Returns the picture, the prediction and a legend of the classes in it."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-        from mmffnet.engine.pictures import draw_segmentation
+        from mmffnet.engine.hooks.pictures import draw_segmentation
 
         legend, number = self.legend, int(self.labels.max(initial=-1)) + 1
         number = max(number, len(legend.classes))
@@ -221,7 +221,7 @@ class ResultWriter:
         content: dict[str, Any] = dict(images=self.images, categories=categories)
         if self.annotations is not None:
             content['annotations'] = self.annotations
-        with whole_file(self.folder / self.NAME) as file:
+        with atomic_write(self.folder / self.NAME) as file:
             file.write(json.dumps(content, separators=(',', ':'), ensure_ascii=False).encode())
 
     def _end_of_categories(self) -> int:

@@ -13,7 +13,7 @@ import cv2
 import mmcv
 import numpy as np
 
-from mmffnet.engine.runner import UsageError
+from mmffnet.errors import UsageError
 
 PICTURES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')

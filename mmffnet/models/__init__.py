@@ -10,10 +10,9 @@ from .backbone import MixerBackbone
 from .block import MixerBlock
 from .classifier import ConvPoolNeck
 from .ffnet import FFNet, FFNetSeg
+from .layers import ChannelLayerNorm, Reparameterized, reparameterize
 from .losses import ClassDiceLoss
 from .mixers import ConvFFN, FFNifiedAttention, MetaMixer, Pooling, SelfAttention
-from .norm import ChannelLayerNorm
-from .reparam import Reparameterized, reparameterize
 
 __all__ = [
     'ChannelLayerNorm',

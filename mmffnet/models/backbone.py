@@ -14,8 +14,7 @@ from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..checkpoint import adopt_state_dict, load_pretrained
-from ..official_names import NameMap
+from ..checkpoint import NameMap, load_pretrained, translate_state_dict
 from .arch import (
     MixerCfg,
     check_count,
@@ -29,8 +28,7 @@ from .arch import (
 )
 from .block import MixerBlock
 from .classifier import adopt_classifier
-from .norm import CHANNEL_LAYER_NORM
-from .reparam import FusibleBlock, reparameterize
+from .layers import CHANNEL_LAYER_NORM, FusibleBlock, reparameterize
 from .stage import Stage, is_traced
 
 
@@ -333,7 +331,7 @@ class MixerBackbone(BaseModule):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         if self.official_names is not None:
-            adopt_state_dict(self, state_dict, prefix, self.official_names)
+            translate_state_dict(self, state_dict, prefix, self.official_names)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _checkpoint_filter(self, state_dict: dict, prefix: str, *args: Any) -> None:

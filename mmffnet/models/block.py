@@ -7,8 +7,8 @@ from mmcv.cnn.bricks import DropPath as MMCVDropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from .layers import build_norm
 from .mixers import build_act, build_mixer
-from .reparam import build_norm
 
 _BRANCH_KEYS = ('mixer', 'norm', 'layer_scale', 'drop_path')
 

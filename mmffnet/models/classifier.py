@@ -3,9 +3,9 @@
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..official_names import NameMap
+from ..checkpoint import NameMap
 from ..registry import MODELS
-from .reparam import ConvNorm
+from .layers import ConvNorm
 
 
 @MODELS.register_module()

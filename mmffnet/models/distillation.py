@@ -17,8 +17,8 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from ..checkpoint import find_state_dict
-from ..compat import DamagedCheckpointError
 from ..config_types import type_name
+from ..errors import DamagedCheckpointError
 
 _KINDS = ('hard', 'soft')
 

@@ -14,11 +14,11 @@ from mmengine.model import Sequential
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
-from ..official_names import NameMap, OfficialFile, add_family
+from ..checkpoint import NameMap, OfficialFile, add_family
 from ..registry import MODELS
 from .backbone import MixerBackbone
+from .layers import ConvNorm, MultiBranchDWConv, NormConv
 from .mixers import build_act
-from .reparam import ConvNorm, MultiBranchDWConv, NormConv
 
 
 def _block(branches: dict[str, str], token_mixer: str = 'token_mixer.0') -> dict[str, str]:

@@ -19,11 +19,11 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ..checkpoint import adopt_state_dict
+from ..checkpoint import translate_state_dict
 from .block import MixerBlock
 from .ffnet import FFNET_HEAD_NAMES
+from .layers import ConvNorm, reparameterize
 from .mixers import build_act
-from .reparam import ConvNorm, reparameterize
 
 
 @MODELS.register_module()
@@ -151,5 +151,5 @@ class FFNetHead(BaseDecodeHead):
         return self.cls_seg(self.align(self.blocks(x)))
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        adopt_state_dict(self, state_dict, prefix, FFNET_HEAD_NAMES)
+        translate_state_dict(self, state_dict, prefix, FFNET_HEAD_NAMES)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -10,7 +10,8 @@ from mmffnet.benchmark import accuracy
 from mmffnet.benchmark.accuracy import Job, describe, own_entries, plan, rows, run, save
 from mmffnet.benchmark.metafiles import Entry
 from mmffnet.checkpoint import save_atomically
-from mmffnet.engine.runner import UsageError, build_runner
+from mmffnet.engine.runner import build_runner
+from mmffnet.errors import UsageError
 
 
 @pytest.fixture

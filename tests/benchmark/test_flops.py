@@ -6,7 +6,7 @@ from torch import nn
 
 from mmffnet.benchmark.flops import count, count_network, describe
 from mmffnet.benchmark.networks import find_network
-from mmffnet.engine.runner import UsageError
+from mmffnet.errors import UsageError
 
 
 class Small(nn.Module):

@@ -18,7 +18,7 @@ from mmffnet.benchmark.forms import (
 )
 from mmffnet.benchmark.networks import TimmFeatures, find_network
 from mmffnet.benchmark.speed import deviation
-from mmffnet.engine.runner import UsageError
+from mmffnet.errors import UsageError
 
 
 def test_names():

@@ -4,7 +4,7 @@ import pytest
 
 from mmffnet.benchmark.metafiles import read_entries, select
 from mmffnet.checkpoint import OFFICIAL_WEIGHTS, official_url
-from mmffnet.engine.runner import UsageError
+from mmffnet.errors import UsageError
 
 
 def test_ours():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mmffnet.benchmark.networks import PEERS, find_network
-from mmffnet.engine.runner import UsageError
+from mmffnet.errors import UsageError
 
 
 def test_our_names():

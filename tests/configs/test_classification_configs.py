@@ -27,7 +27,8 @@ import mmffnet
 from mmffnet import FFNet, FFNetSeg
 from mmffnet.datasets import ensure_shapes
 from mmffnet.engine import runner
-from mmffnet.paths import config_names
+from mmffnet.errors import UsageError
+from mmffnet_cli.paths import config_names
 
 pytest.importorskip('mmpretrain')
 from mmpretrain.structures import DataSample
@@ -98,7 +99,7 @@ def test_contract(name):
     assert model.backbone.arch == arch
     scores = model(torch.zeros(1, 3, 64, 64, device='meta'))
     assert scores.shape == (1, 1000)
-    with pytest.raises(runner.UsageError, match="the data folder 'data/imagenet' does not exist"):
+    with pytest.raises(UsageError, match="the data folder 'data/imagenet' does not exist"):
         runner.train_config(cfg)
 
 

@@ -25,7 +25,7 @@ from torch import nn
 import mmffnet
 from mmffnet import FFNet
 from mmffnet.checkpoint import OFFICIAL_WEIGHTS, convert_names
-from mmffnet.paths import config_names
+from mmffnet_cli.paths import config_names
 
 pytest.importorskip('mmdet')
 from mmdet.structures import DetDataSample

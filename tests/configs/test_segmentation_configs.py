@@ -23,7 +23,7 @@ from torch import nn
 import mmffnet
 from mmffnet.benchmark.flops import count
 from mmffnet.checkpoint import OFFICIAL_WEIGHTS, convert_names
-from mmffnet.paths import config_names
+from mmffnet_cli.paths import config_names
 
 pytest.importorskip('mmseg')
 from mmseg.structures import SegDataSample

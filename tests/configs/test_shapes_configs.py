@@ -10,7 +10,7 @@ import torch
 import mmffnet
 from mmffnet.datasets import CLASSES
 from mmffnet.engine import runner
-from mmffnet.paths import config_names
+from mmffnet_cli.paths import config_names
 
 CONFIGS = [name for name in config_names() if name.endswith('_nano_shapes.py')]
 PACKAGES = {'detection': 'mmdet', 'segmentation': 'mmseg', 'classification': 'mmpretrain'}

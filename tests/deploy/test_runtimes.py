@@ -14,8 +14,8 @@ from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmffnet.deploy import runtimes
 from mmffnet.deploy.check import draw_pictures
 from mmffnet.deploy.export import export_model
+from mmffnet.deploy.plain import AdaptivePool
 from mmffnet.deploy.runtimes import load_exported, paste_masks, quiet
-from mmffnet.deploy.wrap import AdaptivePool
 
 
 @pytest.fixture(scope='module')

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from mmffnet.deploy.check import draw_pictures, predict
-from mmffnet.deploy.wrap import AdaptivePool, wrap
+from mmffnet.deploy.plain import AdaptivePool
+from mmffnet.deploy.wrap import wrap
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils.data import BatchSampler
 
 import mmffnet
-from mmffnet.compat import read_checkpoint
+from mmffnet.checkpoint import read_checkpoint
 from mmffnet.engine import ChannelsLastHook, CompileHook, FuseHook
 from mmffnet.engine import runner as engine_runner
 from mmffnet.engine.hooks import _Batches, seed_generators

@@ -12,13 +12,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 
 from mmffnet.engine import ChannelsLastHook, runner
-from mmffnet.engine.runner import (
-    UsageError,
-    build_runner,
-    read_config,
-    test_config,
-    train_config,
-)
+from mmffnet.engine.runner import build_runner, read_config, test_config, train_config
+from mmffnet.errors import UsageError
 
 UPERNET = 'segmentation/upernet_ffnet2_ade20k.py'
 DETECTOR = 'detection/maskrcnn_ffnet2_coco.py'

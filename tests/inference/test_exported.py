@@ -6,7 +6,8 @@ import pytest
 from toy_models import META
 
 from mmffnet.deploy import runtimes
-from mmffnet.engine.runner import UsageError, read_config
+from mmffnet.engine.runner import read_config
+from mmffnet.errors import UsageError
 from mmffnet.inference import Inferencer, exported, find_sources
 
 META_DATA = dict(

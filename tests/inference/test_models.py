@@ -8,9 +8,10 @@ from mmengine.registry import DefaultScope
 from toy_models import META, TASKS
 
 from mmffnet.datasets import PALETTE
-from mmffnet.engine.runner import UsageError, read_config
+from mmffnet.engine.runner import read_config
+from mmffnet.errors import UsageError
 from mmffnet.inference import Inferencer
-from mmffnet.inference.painting import Legend
+from mmffnet.visualization import Legend
 
 
 def test_detections_are_those_of_mmdet(models, inferencers, pictures):

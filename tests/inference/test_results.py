@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from toy_models import META, make_video
 
-from mmffnet.engine.runner import UsageError
+from mmffnet.errors import UsageError
 from mmffnet.inference import Detections, Picture, ResultWriter, find_sources
-from mmffnet.inference.painting import Legend
+from mmffnet.visualization import Legend
 
 LEGEND = Legend(('one', 'two', 'three'), [(200, 30, 30), (30, 200, 30), (30, 30, 200)])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from toy_models import make_video
 
-from mmffnet.engine.runner import UsageError
+from mmffnet.errors import UsageError
 from mmffnet.inference import find_sources, sources
 
 

@@ -13,7 +13,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import nn
 
 import mmffnet  # noqa: F401 - registers the models
-from mmffnet.compat import DamagedCheckpointError
+from mmffnet.errors import DamagedCheckpointError
 
 pytest.importorskip('mmpretrain')
 from mmpretrain.structures import DataSample

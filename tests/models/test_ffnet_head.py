@@ -21,7 +21,7 @@ from torch import nn
 import mmffnet
 from mmffnet.checkpoint import convert_names
 from mmffnet.models.ffnet import FFNET_HEAD_NAMES
-from mmffnet.models.reparam import FusibleBlock
+from mmffnet.models.layers import FusibleBlock
 
 pytest.importorskip('mmseg')
 

@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import MODELS
 
 import mmffnet
-from mmffnet.paths import tools_path
+from mmffnet_cli.paths import tools_path
 
 TINY = dict(depths=[1, 1, 1, 1], channels=[8, 16, 32, 64], stem_channels=8)
 

@@ -15,7 +15,7 @@ import torch
 from mmengine.logging import MMLogger
 from toy_models import make_model, make_pictures, make_video
 
-from mmffnet.paths import tools_path
+from mmffnet_cli.paths import tools_path
 
 DETECTOR = 'detection/maskrcnn_nano_shapes.py'
 

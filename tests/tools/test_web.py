@@ -16,10 +16,10 @@ from PIL import Image
 from toy_models import META, colour_share, make_model, make_pictures
 
 from mmffnet import web
-from mmffnet.engine.runner import UsageError
+from mmffnet.errors import UsageError
 from mmffnet.inference import Classification, Detections, Picture, Segmentation
-from mmffnet.inference.painting import Legend, enlarge
-from mmffnet.paths import tools_path
+from mmffnet.visualization import Legend, enlarge
+from mmffnet_cli.paths import tools_path
 
 DETECTOR = 'detection/maskrcnn_nano_shapes.py'
 

@@ -43,14 +43,8 @@ from mmffnet.deploy.export import export_model
 from mmffnet.deploy.reparameterize import load_model
 from mmffnet.deploy.runtimes import load_exported
 from mmffnet.engine import find_checkpoint
-from mmffnet.engine.runner import (
-    UsageError,
-    build_runner,
-    check_device,
-    describe_error,
-    read_config,
-    train_config,
-)
+from mmffnet.engine.runner import build_runner, check_device, read_config, train_config
+from mmffnet.errors import UsageError, describe_error
 
 #: What a check found, and the most that is right
 Found = tuple[float, float]

@@ -15,8 +15,8 @@ PACKAGES = ('mmdet', 'mmseg', 'mmpretrain')
 MOST = 6  # names in a cell
 HEAD = """# Native operators of mmcv
 
-What `mmffnet/native_ops.py` supplies where mmcv has no compiled extension (mmcv-lite). A full mmcv,
-where there is one, is used instead and has them all. An operator that is not supplied can be
+What `mmffnet/ops/mmcv_ext.py` supplies where mmcv has no compiled extension (mmcv-lite). A full
+mmcv, where there is one, is used instead and has them all. An operator that is not supplied can be
 imported, and raises an error with its name when called.
 
 The last column lists source files that import the operator from `mmcv.ops`, and folders of configs
@@ -108,7 +108,7 @@ def wishes(known: set[str]) -> dict[str, set[tuple[str, str]]]:
 
 def table() -> str:
     """The page, as Markdown."""
-    ours = (ROOT / 'mmffnet/native_ops.py').read_text(encoding='utf-8')
+    ours = (ROOT / 'mmffnet/ops/mmcv_ext.py').read_text(encoding='utf-8')
     supplied = set(re.findall(r'(?m)^def (\w+)', ours))
     natives, rows = native_operators(), defaultdict(list)
     wanted = wishes(set().union(*(users for _, users in natives.values())))

@@ -69,7 +69,7 @@ def imports() -> None:
 
 @step
 def mmffnet_env() -> None:
-    from mmffnet.environment import environment
+    from mmffnet_cli.environment import environment
 
     problems = environment()['problems']
     check(not problems, 'it reports: ' + ' '.join(problems))
@@ -81,7 +81,7 @@ def every_config_builds() -> None:
     from mmengine.registry import MODELS, DefaultScope
 
     from mmffnet.engine.runner import read_config
-    from mmffnet.paths import config_names
+    from mmffnet_cli.paths import config_names
 
     for name in config_names():
         try:
@@ -184,7 +184,7 @@ def main() -> None:
     if args.json:
         packages = {}
         with contextlib.suppress(Exception):  # the step 'mmffnet env' says why
-            from mmffnet.environment import environment
+            from mmffnet_cli.environment import environment
 
             packages = environment()['packages']
         report = dict(

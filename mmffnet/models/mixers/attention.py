@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ...registry import MODELS
 from ..arch import check_count
-from ..reparam import NormConv
+from ..layers import NormConv
 
 
 @MODELS.register_module()

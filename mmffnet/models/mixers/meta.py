@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...registry import MODELS
 from ..arch import check_count, check_odd
-from ..reparam import ConvNorm, depthwise_conv
+from ..layers import ConvNorm, depthwise_conv
 from .build import build_act, build_mixer
 
 
@@ -47,7 +47,7 @@ def DepthwiseConv(
     Args:
         channels (int): Channels in and out.
         kernel_size (int): Odd kernel size. Defaults to 7.
-        branches (str): Its form, see :func:`~mmffnet.models.reparam.depthwise_conv`. Defaults to
+        branches (str): Its form, see :func:`~mmffnet.models.layers.depthwise_conv`. Defaults to
             ``'plain'``.
         norm_cfg (dict, optional): The norm. Defaults to ``dict(type='BN')``.
     """
@@ -137,7 +137,7 @@ class FFNifiedAttention(MetaMixer):
         channels (int): Channels in and out.
         kernel_size (int): Size of both depthwise kernels. Defaults to 7.
         branches (str, optional): Form of the depthwise convolutions, see
-            :func:`~mmffnet.models.reparam.depthwise_conv`. Defaults to ``'plain'`` for kernels
+            :func:`~mmffnet.models.layers.depthwise_conv`. Defaults to ``'plain'`` for kernels
             up to 3 and ``'pair'`` above.
         norm_cfg (dict, optional): Norm of the convolutions. Defaults to ``dict(type='BN')``.
         act_cfg (dict, optional): Activation. Defaults to ``dict(type='GELU')``.
@@ -173,7 +173,7 @@ class ConvFFN(MetaMixer):
         kernel_size (int): Size of the depthwise kernel. Defaults to 7.
         expansion (int): Hidden channels per channel. Defaults to 3.
         branches (str, optional): Form of the depthwise convolution, see
-            :func:`~mmffnet.models.reparam.depthwise_conv`. Defaults to ``'norm'`` for kernels
+            :func:`~mmffnet.models.layers.depthwise_conv`. Defaults to ``'norm'`` for kernels
             up to 3 and ``'pair'`` above.
         norm_cfg (dict, optional): Norm of the depthwise convolution. Defaults to
             ``dict(type='BN')``.

@@ -1,0 +1,85 @@
+"""Conversion of checkpoints between official parameter names and ours."""
+
+import os
+import re
+from collections import OrderedDict
+from pathlib import Path
+
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor
+
+from ..version import __version__
+from .files import save_atomically
+from .load import describe_place, find_state_dict, shorten
+from .names import find_networks
+
+
+def convert_names(state: dict[str, Tensor], to: str) -> OrderedDict[str, Tensor]:
+    """Renames the parameters of our networks, wherever in a model they are.
+
+    Args:
+        state (dict): The state dict.
+        to (str): ``'ours'`` or ``'official'``.
+    """
+    if to not in ('ours', 'official'):
+        raise ValueError(f"to must be 'ours' or 'official', got {to!r}")
+    networks = find_networks(state, official=to == 'ours')
+    if not networks:
+        raise ValueError(
+            f'no FFNet with {"official" if to == "ours" else "our"} names in it; '
+            f'it has {shorten(state)}'
+        )
+    if to == 'official' and any(f'{p}{n.our_start}weight' in state for p, n in networks.items()):
+        raise ValueError('it is re-parameterised: the official names have no such form')
+
+    def rename(key: str) -> str:
+        for prefix, names in networks.items():
+            if key.startswith(prefix):
+                name = key[len(prefix) :]
+                if to == 'ours':
+                    return prefix + names.to_ours(name)
+                # an output norm with statistics is the official classifier's only norm
+                last, _, rest = name.partition('.')
+                if re.fullmatch(r'norm\d', last) and f'{prefix}{last}.running_mean' in state:
+                    return f'{prefix}norm.{rest}'
+                return prefix + names.to_official(name)
+        return key
+
+    return OrderedDict((rename(key), value) for key, value in state.items())
+
+
+def convert_file(
+    source: str, target: str | os.PathLike, to: str, force: bool = False, use_ema: bool = False
+) -> str:
+    """Converts a checkpoint file between official names and ours.
+
+    Args:
+        source (str): A file, an URL or a short name.
+        target (str): The file to write.
+        to (str): ``'ours'`` or ``'official'``.
+        force (bool): Replace ``target`` if it exists. Defaults to False.
+        use_ema (bool): Take the moving average of the weights. Defaults to False.
+
+    Returns:
+        str: What was done, for people.
+    """
+    if Path(target).exists() and not force:
+        raise FileExistsError(
+            f'{target} exists already; give another name, or --force to replace it'
+        )
+    raw = CheckpointLoader.load_checkpoint(str(source), 'cpu', logger='silent')
+    state = find_state_dict(raw, f'checkpoint {source}', use_ema)
+    try:
+        converted = convert_names(state, to)
+    except ValueError as error:
+        raise ValueError(f'checkpoint {source}: {error}') from None
+    meta = dict(mmffnet_version=__version__, converted_from=Path(str(source)).name)
+    save_atomically(dict(state_dict=converted, meta=meta), target, force)
+    kept = [key for key in converted if key in state]
+    report = (
+        f'{target}: {len(converted)} tensors, {len(converted) - len(kept)} renamed to '
+        f'{"our" if to == "ours" else to} names'
+    )
+    return report + (
+        f', kept {", ".join(dict.fromkeys(map(describe_place, kept)))}' if kept else ''
+    )

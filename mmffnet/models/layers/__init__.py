@@ -1,0 +1,27 @@
+"""Building blocks: convolutions and norms that fold, and norms over channels."""
+
+from .fusible import (
+    BRANCHES,
+    ConvNorm,
+    FusibleBlock,
+    MultiBranchDWConv,
+    NormConv,
+    build_norm,
+    depthwise_conv,
+)
+from .norm import CHANNEL_LAYER_NORM, ChannelLayerNorm
+from .reparameterize import Reparameterized, reparameterize
+
+__all__ = [
+    'BRANCHES',
+    'CHANNEL_LAYER_NORM',
+    'ChannelLayerNorm',
+    'ConvNorm',
+    'FusibleBlock',
+    'MultiBranchDWConv',
+    'NormConv',
+    'Reparameterized',
+    'build_norm',
+    'depthwise_conv',
+    'reparameterize',
+]

@@ -1,0 +1,1 @@
+"""What makes the networks fast, and mmcv's operators where mmcv is not compiled."""

@@ -1,0 +1,272 @@
+"""Predictions painted on pictures, readable on small and on large ones.
+
+Pictures are arrays (H, W, 3) of uint8 in the order R, G, B.
+"""
+
+import colorsys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+Box = tuple[float, float, float, float]
+
+_SMALL = 900  # pixels: where the longer side has fewer, pictures are enlarged
+_INK = (34, 34, 34)
+_BAR = (60, 120, 200)
+
+
+@dataclass(frozen=True)
+class Legend:
+    """Names and colours of classes.
+
+    Args:
+        classes (Sequence[str]): The names.
+        palette (Sequence, optional): A colour (R, G, B) for each. Defaults to (), which stands
+            for colours that differ.
+    """
+
+    classes: Sequence[str]
+    palette: Sequence[Sequence[int]] = ()
+
+    def name(self, label: int) -> str:
+        return str(self.classes[label]) if label < len(self.classes) else f'class {label}'
+
+    def colour(self, label: int) -> Colour:
+        if label < len(self.palette):
+            red, green, blue = self.palette[label]
+            return int(red), int(green), int(blue)
+        # steps of the golden ratio never come close to where they have been
+        hue = (label * 0.618034 + 0.02) % 1
+        r, g, b = colorsys.hsv_to_rgb(hue, 0.75, 0.9 if label % 2 else 0.75)
+        return round(r * 255), round(g * 255), round(b * 255)
+
+
+def enlarge(image: np.ndarray) -> tuple[np.ndarray, int]:
+    """Enlarges a small picture, so that lines and names on it are thin; returns the factor too."""
+    factor = -(-_SMALL // max(image.shape[:2]))
+    if factor == 1:
+        return image.copy(), 1
+    size = (image.shape[1] * factor, image.shape[0] * factor)
+    return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), factor
+
+
+def paint_detections(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    masks: np.ndarray | None,
+    legend: Legend,
+) -> np.ndarray:
+    """Paints masks, boxes and names of objects.
+
+    Args:
+        image (np.ndarray): The picture.
+        boxes (np.ndarray): (n, 4), x1, y1, x2, y2 in pixels.
+        scores (np.ndarray): (n,).
+        labels (np.ndarray): (n,).
+        masks (np.ndarray, optional): (n, H, W) of bool.
+        legend (Legend): Names and colours.
+
+    Returns:
+        np.ndarray: A new picture; small ones are enlarged.
+    """
+    painted, factor = enlarge(image)
+    width = max(2, round(max(painted.shape[:2]) / 450))
+    order = np.argsort(scores, kind='stable')  # the surest on top
+    for i in order if masks is not None else ():
+        _fill(painted, masks[i], boxes[i], factor, legend.colour(labels[i]), width)  # type: ignore
+    for i in order:
+        # thin where there is an outline already
+        corners = [round(float(c) * factor) for c in boxes[i]]
+        thickness = width if masks is None else max(1, width // 2)
+        for shade, thick in _strokes(legend.colour(labels[i]), thickness):
+            cv2.rectangle(painted, corners[:2], corners[2:], shade, thick, cv2.LINE_AA)
+    texts = [
+        (
+            f'{legend.name(labels[i])} {scores[i]:.2f}',
+            tuple(boxes[i] * factor),
+            legend.colour(labels[i]),
+        )
+        for i in order[::-1]
+    ]
+    return _write_names(painted, texts, width)
+
+
+def _fill(
+    painted: np.ndarray, mask: np.ndarray, box: np.ndarray, factor: int, colour: Colour, width: int
+) -> None:
+    """Tints the inside of a mask and draws its outline."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return
+    y1, y2, x1, x2 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    inside = mask[y1:y2, x1:x2].astype(np.uint8)
+    size = ((x2 - x1) * factor, (y2 - y1) * factor)
+    if factor > 1:  # round what would be stairs
+        inside = (cv2.resize(inside * 255, size, interpolation=cv2.INTER_LINEAR) > 127).astype('u1')
+    place = painted[y1 * factor : y2 * factor, x1 * factor : x2 * factor]
+    chosen = inside.astype(bool)
+    place[chosen] = (0.55 * place[chosen] + 0.45 * np.array(colour)).astype(np.uint8)
+    outlines, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    offset = (int(x1 * factor), int(y1 * factor))
+    for shade, thickness in _strokes(colour, width):
+        cv2.drawContours(painted, outlines, -1, shade, thickness, cv2.LINE_AA, offset=offset)
+
+
+def _strokes(colour: Colour, width: int) -> tuple[tuple[Colour, int], tuple[Colour, int]]:
+    """A line with a dark rim, which is seen on any ground."""
+    red, green, blue = (part // 3 for part in colour)
+    return ((red, green, blue), width + 2 * max(1, width // 3)), (colour, width)
+
+
+def _write_names(
+    image: np.ndarray, texts: Iterable[tuple[str, Box, Colour]], width: int
+) -> np.ndarray:
+    """Writes a name at each box where it covers no other, the first ones at their best places."""
+    texts = list(texts)
+    if not texts:
+        return image
+    drawing = Image.fromarray(image)
+    draw = ImageDraw.Draw(drawing)
+    # smaller ones where there are many
+    size = _font_size(image.shape) * float(np.clip(1.1 - len(texts) / 50, 0.6, 1))
+    font = _font(round(size))
+    pad = max(2, round(size / 5))
+    taken: list[Box] = []
+    for text, box, _ in texts:
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font, anchor='lt')
+        plate = (right - left + 2 * pad, bottom - top + 2 * pad)
+        taken.append(_find_place(box, *plate, image.shape, taken, width))
+    for (text, _, colour), place in reversed(list(zip(texts, taken, strict=True))):
+        draw.rectangle(place, fill=colour)
+        start = (place[0] + pad, place[1] + pad)
+        draw.text(start, text, fill=_readable_on(colour), font=font, anchor='lt')
+    return np.asarray(drawing)
+
+
+def _find_place(
+    box: Box, width: float, height: float, shape: Sequence[int], taken: Sequence[Box], line: int
+) -> Box:
+    """Above the box, inside of it or below; never outside of the picture."""
+    x1, y1, x2, y2 = box
+    half = line // 2
+    corners = [
+        (x1 - half, y1 - height),
+        (x1, y1),
+        (x2 - width, y1 - height),
+        (x1 - half, y2),
+        (x2 - width, y1),
+        (x1, y2 - height),
+    ]
+    best: Box = (0, 0, 0, 0)
+    least = float('inf')
+    for number, (x, y) in enumerate(corners):
+        left = float(np.clip(x, 0, max(0, shape[1] - width)))
+        top = float(np.clip(y, 0, max(0, shape[0] - height)))
+        place = (left, top, left + width, top + height)
+        moved = abs(left - x) + abs(top - y)
+        cost = sum(_overlap(place, other) for other in taken) + moved * height + number
+        if cost < least:
+            best, least = place, cost
+    return best
+
+
+def _overlap(one: Box, other: Box) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)
+
+
+def paint_labels(image: np.ndarray, labels: np.ndarray, legend: Legend) -> np.ndarray:
+    """Tints a picture by a label map and writes the names of what covers a good part of it.
+
+    Args:
+        image (np.ndarray): The picture.
+        labels (np.ndarray): (H, W).
+        legend (Legend): Names and colours.
+
+    Returns:
+        np.ndarray: A new picture; small ones are enlarged.
+    """
+    from mmffnet.engine.hooks.pictures import find_places
+
+    painted, _ = enlarge(image)
+    size = (painted.shape[1], painted.shape[0])
+    labels = cv2.resize(labels.astype(np.int32), size, interpolation=cv2.INTER_NEAREST)
+    number = int(labels.max(initial=0)) + 1
+    table = np.array([legend.colour(label) for label in range(number)], np.float32)
+    known = labels >= 0
+    grey = painted.mean(axis=2, keepdims=True)  # a picture's own colours would change the classes'
+    painted = np.where(known[..., None], 0.4 * grey + 0.6 * table[labels], grey).astype(np.uint8)
+    edge = np.zeros(labels.shape, bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    painted[edge] = painted[edge] // 2
+    drawing = Image.fromarray(painted)
+    draw = ImageDraw.Draw(drawing)
+    font = _font(round(_font_size(painted.shape)))
+    for x, y, label in find_places(np.where(known, labels, number), number):
+        place = draw.textbbox((x, y), legend.name(label), font=font, anchor='mm')
+        draw.rectangle([place[0] - 3, place[1] - 3, place[2] + 3, place[3] + 3], fill='white')
+        draw.text((x, y), legend.name(label), fill=_INK, font=font, anchor='mm')
+    return np.asarray(drawing)
+
+
+def paint_scores(image: np.ndarray, names: Sequence[str], scores: Sequence[float]) -> np.ndarray:
+    """Adds bars with the most probable classes below a picture.
+
+    Args:
+        image (np.ndarray): The picture.
+        names (Sequence[str]): The classes, the most probable first.
+        scores (Sequence[float]): From 0 to 1.
+
+    Returns:
+        np.ndarray: A new picture, higher than the old one.
+    """
+    painted, _ = enlarge(image)
+    height, width = painted.shape[:2]
+    size = _font_size((max(height, width) // 2, width))
+    font, row = _font(round(size)), round(2 * size)
+    margin = round(size * 0.8)
+    drawing = Image.new('RGB', (width, height + row * len(names) + 2 * margin), 'white')
+    drawing.paste(Image.fromarray(painted))
+    draw = ImageDraw.Draw(drawing)
+    start = margin + round(max(draw.textlength(name, font) for name in names)) + margin
+    start = min(start, width // 2)
+    end = width - margin - draw.textlength('100.0 %', font) - margin
+    for i, (name, score) in enumerate(zip(names, scores, strict=True)):
+        y = height + margin + (i + 0.5) * row
+        shown = name
+        while len(shown) > 1 and draw.textlength(shown, font) > start - 1.5 * margin:
+            shown = f'{shown[:-2]}…'
+        draw.text((margin, y), shown, fill=_INK, font=font, anchor='lm')
+        bar = (start, y - 0.3 * row, start + max(1, (end - start) * score), y + 0.3 * row)
+        draw.rectangle((start, bar[1], max(start, end), bar[3]), fill=(238, 238, 238))
+        draw.rectangle(bar, fill=_BAR)
+        text = f'{100 * score:.1f} %'
+        draw.text((width - margin, y), text, fill=_INK, font=font, anchor='rm')
+    return np.asarray(drawing)
+
+
+def _font_size(shape: Sequence[int]) -> float:
+    return max(12.0, max(shape[:2]) / 50)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    import matplotlib  # it brings a font that is the same everywhere
+
+    path = Path(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf')
+    return ImageFont.truetype(str(path), size)
+
+
+def _readable_on(colour: Colour) -> Colour:
+    light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    return _INK if light > 150 else (255, 255, 255)

@@ -1,0 +1,7 @@
+"""``python -m mmffnet_cli``: the command ``mmffnet``."""
+
+import sys
+
+from .main import main
+
+sys.exit(main())
