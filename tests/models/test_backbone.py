@@ -1,7 +1,5 @@
 """The backbone skeleton: arguments, training modes, and what PyTorch does to modules."""
 
-import copy
-import pickle
 from typing import ClassVar
 
 import pytest
@@ -11,8 +9,7 @@ from hypothesis import strategies as st
 from mmengine.registry import MODELS
 from torch import nn
 
-import mmffnet
-from mmffnet.models import FFNet, MixerBackbone, reparameterize
+from mmffnet.models import FFNet, MixerBackbone
 
 LAYER_NORM = dict(type='mmffnet.ChannelLayerNorm')
 TINY = dict(depths=[1, 1, 2, 1], channels=[8, 16, 32, 64], stem_channels=8)
@@ -168,64 +165,6 @@ def test_any_number_of_stages(stages):
     assert sizes == [64 // stride for stride in backbone.strides]
 
 
-@pytest.mark.parametrize('frozen', [-1, 0, 1, 3, 4])
-def test_frozen_stages(frozen, device):
-    backbone = build(frozen_stages=frozen).to(device)
-    before = copy.deepcopy(backbone.state_dict())
-    backbone.train()
-    x = torch.rand(2, 3, 64, 64, device=device)
-    optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1)
-    loss_of(backbone(x)).backward()
-    optimizer.step()
-    frozen_names = ('stem',) * (frozen >= 0) + tuple(f'stages.{i}.' for i in range(frozen))
-    for name, value in backbone.state_dict().items():
-        changed = not torch.equal(value, before[name])
-        if name.startswith(frozen_names or ('nothing',)):
-            assert not changed, name
-        elif name.endswith(('running_mean', 'num_batches_tracked')):
-            assert changed, name
-    for name, param in backbone.named_parameters():
-        assert param.requires_grad != name.startswith(frozen_names or ('nothing',)), name
-
-
-def test_norm_eval(device):
-    backbone = build(norm_eval=True).train().to(device)
-    before = copy.deepcopy(dict(backbone.named_buffers()))
-    loss_of(backbone(torch.rand(2, 3, 64, 64, device=device))).backward()
-    assert backbone.training and before
-    assert all(torch.equal(v, before[k]) for k, v in backbone.named_buffers())
-    assert all(p.grad is not None for p in backbone.parameters())
-
-
-def test_checkpointing_keeps_gradients_and_statistics(device):
-    """BN would otherwise update its statistics in the recomputation again."""
-    plain, checkpointed = build(drop_path_rate=0.3), build(drop_path_rate=0.3, with_cp=True)
-    checkpointed.load_state_dict(plain.state_dict())
-    saved = []
-    for backbone in (plain, checkpointed):
-        kept = {}
-
-        def pack(tensor, kept=kept):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        backbone.train().to(device)
-        for step in range(2):
-            torch.manual_seed(step)
-            x = torch.rand(2, 3, 64, 64).to(device)
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-                loss = loss_of(backbone(x))
-            loss.backward()
-        saved.append(sum(kept.values()))
-    for (name, a), b in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
-        assert torch.equal(a.grad, b.grad), name
-    for (name, a), b in zip(plain.named_buffers(), checkpointed.buffers(), strict=True):
-        assert torch.equal(a, b), name
-    # the counts say that each step was counted once
-    assert {int(v) for k, v in checkpointed.named_buffers() if k.endswith('tracked')} == {2}
-    assert saved[1] < 0.6 * saved[0]
-
-
 def test_norm_cfg_and_act_cfg_reach_every_layer():
     norm_cfg = dict(type='BN', momentum=0.01, eps=2e-5)
     backbone = build(
@@ -300,127 +239,6 @@ def test_norm_cfg_and_act_cfg_reach_every_layer():
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         build(**kwargs)
-
-
-@pytest.mark.parametrize(
-    ('value', 'kind'),
-    [(None, 'NoneType'), (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), r'torch\.uint8')],
-)
-def test_input_that_is_no_map(value, kind):
-    with pytest.raises(ValueError, match=f'takes a tensor of floating point, got {kind}'):
-        build()(value)
-
-
-@pytest.mark.parametrize('shape', [(1, 4, 64, 64), (1, 3, 31, 64), (1, 3, 64, 31), (3, 64, 64)])
-def test_bad_input(shape):
-    with pytest.raises(ValueError, match=r'takes \(N, 3, H, W\) with H and W of at least 32'):
-        build()(torch.rand(shape))
-
-
-@pytest.fixture(params=['unfused', 'fused', 'hybrid'])
-def backbone(request, device):
-    hybrid = dict(
-        token_mixer=[None, None, dict(type='Pooling'), dict(type='SelfAttention', head_dim=16)],
-        channel_mixer=dict(kernel_size=5),
-    )
-    model = build(**(hybrid if request.param == 'hybrid' else {}))
-    for m in model.modules():  # statistics that are not those of a new network
-        if isinstance(m, nn.BatchNorm2d):
-            m.running_mean.normal_(0, 0.1)
-            m.running_var.uniform_(0.5, 2)
-    if request.param == 'fused':
-        mmffnet.reparameterize(model)
-    return model.eval().to(device)
-
-
-@torch.no_grad()
-def test_copy_pickle_trace_export(backbone, device):
-    x, other = torch.rand(2, 3, 64, 96, device=device), torch.rand(1, 3, 50, 70, device=device)
-    expected = backbone(x)
-    assert_same(copy.deepcopy(backbone)(x), expected)
-    assert_same(pickle.loads(pickle.dumps(backbone))(x), expected)  # noqa: S301
-    assert_same(torch.jit.trace(backbone, x)(x), expected)
-    auto = torch.export.Dim.AUTO
-    exported = torch.export.export(
-        backbone, (x,), dynamic_shapes={'x': {0: auto, 2: auto, 3: auto}}
-    )
-    assert_same(exported.module()(x), expected)
-    assert_same(exported.module()(other), backbone(other))
-
-
-def test_compiles_with_checkpointing(device):
-    torch._dynamo.reset()
-    backbone = build(out_indices=1, with_cp=True).train().to(device)
-    compiled = torch.compile(backbone, fullgraph=True, backend='aot_eager')
-    loss_of(compiled(torch.rand(2, 3, 64, 64, device=device))).backward()
-    assert all(p.grad is not None for p in backbone.parameters())
-
-
-@pytest.mark.parametrize('mode', ['train', 'eval'])
-def test_compiles_without_graph_breaks(backbone, mode, device):
-    """With the code generator left out: it takes a minute and is PyTorch's own affair."""
-    torch._dynamo.reset()
-    backbone.train(mode == 'train')
-    x = torch.rand(2, 3, 64, 64, device=device)
-    compiled = torch.compile(backbone, fullgraph=True, backend='aot_eager')
-    reference = copy.deepcopy(backbone)
-    loss_of(compiled(x)).backward()
-    loss_of(reference(x)).backward()
-    for a, b in zip(backbone.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
-    assert_same(list(backbone.buffers()), list(reference.buffers()), rtol=1e-4, atol=1e-6)
-
-
-def test_channels_last_stays(backbone, device):
-    """No module hands on a map in another layout, in no form and in no direction."""
-    layouts = []
-
-    def look(module, args, out):
-        for tensor in out if isinstance(out, tuple) else (out,):
-            layouts.append((type(module).__name__, tensor.is_contiguous(memory_format=layout)))
-
-    for module in backbone.modules():
-        module.register_forward_hook(look)
-    for layout in (torch.channels_last, torch.contiguous_format):
-        layouts.clear()
-        backbone.to(memory_format=layout)
-        backbone(torch.rand(1, 3, 96, 96).to(device, memory_format=layout))
-        assert len(layouts) > 20
-        # attention works on sequences, its layout is its own
-        assert not [name for name, same in layouts if not same and name != 'SelfAttention']
-
-
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_autocast(backbone, dtype, device):
-    x = torch.rand(2, 3, 64, 64, device=device)
-    expected = backbone(x)
-    with torch.autocast(device, dtype=dtype):
-        outs = backbone(x)
-        loss_of(outs).backward()
-    for out, reference in zip(outs, expected, strict=True):
-        assert float((out.float() - reference).norm() / reference.norm()) < 0.05
-    assert all(p.grad.isfinite().all() for p in backbone.parameters())
-
-
-@torch.no_grad()
-@pytest.mark.parametrize('fused', [False, True])
-@pytest.mark.parametrize(
-    'kwargs',
-    [dict(), dict(token_mixer=[None, None, None, dict(type='SelfAttention')])],
-    ids=['plain', 'attention'],
-)
-def test_fx_and_script(fused, kwargs):
-    model = FFNet('nano', layer_scale_init_value=0.5, **kwargs).eval()
-    model = reparameterize(model) if fused else model
-    graph, scripted = torch.fx.symbolic_trace(model), torch.jit.script(model)
-    assert set(scripted.state_dict()) == set(model.state_dict())
-    x = torch.randn(2, 3, 64, 96)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        expected = model(x.to(memory_format=layout))
-        for other in (graph, scripted):
-            for map_, wanted in zip(other(x.to(memory_format=layout)), expected, strict=True):
-                torch.testing.assert_close(map_, wanted)
-                assert map_.stride() == wanted.stride()
 
 
 def test_scripted_models_can_be_trained():
