@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 import mmffnet
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ('configs', 'mmffnet', 'requirements', 'tools')
+FOLDERS = ('configs', 'mmffnet', 'mmffnet_cli', 'requirements', 'tools')
 NOT_NEEDED = shutil.ignore_patterns('__pycache__')
 # In a new process: mmcv.ops works before mmffnet is imported; then where do our configs lie?
 CODE = """

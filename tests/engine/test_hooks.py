@@ -16,7 +16,7 @@ import mmffnet
 from mmffnet.checkpoint import read_checkpoint
 from mmffnet.engine import ChannelsLastHook, CompileHook, FuseHook
 from mmffnet.engine import runner as engine_runner
-from mmffnet.engine.hooks import _Batches, seed_generators
+from mmffnet.engine.hooks.exact_resume import _Batches, seed_generators
 
 
 class Loop:
