@@ -6,15 +6,26 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
 from ..registry import MODELS
+from .affnet import AFFNet
 from .backbone import MixerBackbone
 from .block import MixerBlock
 from .classifier import ConvPoolNeck
 from .ffnet import FFNet, FFNetSeg
 from .layers import ChannelLayerNorm, Reparameterized, reparameterize
 from .losses import ClassDiceLoss
-from .mixers import ConvFFN, FFNifiedAttention, MetaMixer, Pooling, SelfAttention
+from .mixers import (
+    AdaptiveFrequencyFilter,
+    ConvFFN,
+    FFNifiedAttention,
+    InvertedResidual,
+    MetaMixer,
+    Pooling,
+    SelfAttention,
+)
 
 __all__ = [
+    'AFFNet',
+    'AdaptiveFrequencyFilter',
     'ChannelLayerNorm',
     'ClassDiceLoss',
     'ConvFFN',
@@ -22,6 +33,7 @@ __all__ = [
     'FFNet',
     'FFNetSeg',
     'FFNifiedAttention',
+    'InvertedResidual',
     'MetaMixer',
     'MixerBackbone',
     'MixerBlock',

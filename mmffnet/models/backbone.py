@@ -388,4 +388,4 @@ class MixerBackbone(BaseModule):
             return first, num_layers
         if path[2] != 'blocks':
             return first + sizes[stage] - 1, num_layers
-        return first + int(path[3]) // 3, num_layers
+        return first + min(int(path[3]) // 3, sizes[stage] - 1), num_layers

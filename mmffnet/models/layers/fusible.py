@@ -53,6 +53,7 @@ class ConvNorm(FusibleBlock):
         stride (int): Stride. Defaults to 1.
         groups (int): Convolution groups. Defaults to 1.
         norm_cfg (dict, optional): The norm. Defaults to ``dict(type='BN')``.
+        dilation (int): Dilation of the kernel. Defaults to 1.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class ConvNorm(FusibleBlock):
         stride: int = 1,
         groups: int = 1,
         norm_cfg: dict | None = None,
+        dilation: int = 1,
     ):
         super().__init__()
         self.out_channels = out_channels
@@ -72,7 +74,8 @@ class ConvNorm(FusibleBlock):
             out_channels,
             kernel,
             stride,
-            padding=(kernel[0] // 2, kernel[1] // 2),
+            padding=(dilation * (kernel[0] // 2), dilation * (kernel[1] // 2)),
+            dilation=dilation,
             groups=groups,
             bias=False,
         )

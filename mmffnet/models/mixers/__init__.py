@@ -9,13 +9,17 @@ ours if there is one of that name.
 
 from .attention import SelfAttention
 from .build import build_act, build_mixer
+from .frequency import AdaptiveFrequencyFilter
+from .inverted_residual import InvertedResidual
 from .meta import ConvFFN, DepthwiseConv, FFNifiedAttention, MetaMixer, PointwiseConv
 from .pooling import Pooling
 
 __all__ = [
+    'AdaptiveFrequencyFilter',
     'ConvFFN',
     'DepthwiseConv',
     'FFNifiedAttention',
+    'InvertedResidual',
     'MetaMixer',
     'PointwiseConv',
     'Pooling',
