@@ -17,10 +17,13 @@ from .mixers import (
     AdaptiveFrequencyFilter,
     ConvFFN,
     FFNifiedAttention,
+    GatingMixer,
     InvertedResidual,
     MetaMixer,
     Pooling,
     SelfAttention,
+    ShuffleMixer,
+    SpectrumMixer,
 )
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     'FFNet',
     'FFNetSeg',
     'FFNifiedAttention',
+    'GatingMixer',
     'InvertedResidual',
     'MetaMixer',
     'MixerBackbone',
@@ -40,6 +44,8 @@ __all__ = [
     'Pooling',
     'Reparameterized',
     'SelfAttention',
+    'ShuffleMixer',
+    'SpectrumMixer',
     'reparameterize',
 ]
 

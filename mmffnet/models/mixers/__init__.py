@@ -10,20 +10,26 @@ ours if there is one of that name.
 from .attention import SelfAttention
 from .build import build_act, build_mixer
 from .frequency import AdaptiveFrequencyFilter
+from .gating import GatingMixer
 from .inverted_residual import InvertedResidual
 from .meta import ConvFFN, DepthwiseConv, FFNifiedAttention, MetaMixer, PointwiseConv
 from .pooling import Pooling
+from .shuffle import ShuffleMixer
+from .spectrum import SpectrumMixer
 
 __all__ = [
     'AdaptiveFrequencyFilter',
     'ConvFFN',
     'DepthwiseConv',
     'FFNifiedAttention',
+    'GatingMixer',
     'InvertedResidual',
     'MetaMixer',
     'PointwiseConv',
     'Pooling',
     'SelfAttention',
+    'ShuffleMixer',
+    'SpectrumMixer',
     'build_act',
     'build_mixer',
 ]

@@ -68,9 +68,7 @@ class AdaptiveFrequencyFilter(nn.Module):
         """Returns the filtered map, without the input."""
         height, width = x.shape[-2:]
         re, im = _transform(x)
-        z = torch.cat(
-            [v.reshape(len(x), self.num_blocks, -1, re[0, 0].numel()) for v in (re, im)], 2
-        )
+        z = torch.cat([v.unflatten(1, (self.num_blocks, -1)).flatten(3) for v in (re, im)], 2)
         z = self.act(_complex_layer(z, self.w1, self.b1))
         z = F.softshrink(_complex_layer(z, self.w2, self.b2), self.threshold)
         mask_re, mask_im = (v.reshape(re.shape) for v in z.chunk(2, 2))
@@ -84,14 +82,19 @@ def _small(*shape: int) -> nn.Parameter:
 
 def _complex_layer(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A block-diagonal complex layer on (N, blocks, real and imaginary parts, positions)."""
-    re, im = weight.to(z.dtype)
+    weight, bias = weight.to(z.dtype), bias.to(z.dtype)
+    re, im = weight[0], weight[1]
     matrix = torch.cat([torch.cat([re, im], 2), torch.cat([-im, re], 2)], 1)
-    return matrix.transpose(1, 2) @ z + torch.cat(list(bias.to(z.dtype)), 1)[..., None]
+    return matrix.transpose(1, 2) @ z + torch.cat([bias[0], bias[1]], 1)[..., None]
+
+
+def _is_exported() -> bool:
+    return False if torch.jit.is_scripting() else torch.compiler.is_exporting()
 
 
 def _transform(x: Tensor) -> tuple[Tensor, Tensor]:
     """Real and imaginary part of the orthonormal rfft2."""
-    if not torch.compiler.is_exporting():
+    if not _is_exported():
         spectrum = torch.fft.rfft2(x, norm='ortho')
         return spectrum.real, spectrum.imag
     height, width = x.shape[-2:]
@@ -103,15 +106,15 @@ def _transform(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _inverse(re: Tensor, im: Tensor, height: int, width: int) -> Tensor:
     """The orthonormal irfft2."""
-    if not torch.compiler.is_exporting():
+    if not _is_exported():
         return torch.fft.irfft2(torch.complex(re, im), s=(height, width), norm='ortho')
     cos, sin = _fourier(height, height, re)
     re, im = cos @ re - sin @ im, cos @ im + sin @ re
     cos, sin = _fourier(width, width // 2 + 1, re)
     # the frequencies that the real transform leaves out are conjugates of the others
     k = torch.arange(width // 2 + 1, device=re.device)
-    twice = torch.where((k == 0) | (2 * k == width), 1, 2).to(re.dtype)
-    return (re * twice) @ cos.mT - (im * twice) @ sin.mT
+    times = 2 - (k == 0).to(re.dtype) - (2 * k == width).to(re.dtype)
+    return (re * times) @ cos.mT - (im * times) @ sin.mT
 
 
 def _fourier(length: int, frequencies: int, like: Tensor) -> tuple[Tensor, Tensor]:

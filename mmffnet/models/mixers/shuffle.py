@@ -1,0 +1,123 @@
+"""Attention among shuffled scalars, after RelaCtrl's two-dimensional shuffle mixer (TDSM).
+
+Paper: RelaCtrl, https://arxiv.org/abs/2502.14377. Its code has no licence: this is written from a
+description alone.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...registry import MODELS
+from ..arch import check_count
+from ..norm import ChannelLayerNorm
+
+#: Runs that a shuffled map is cut into
+_RUNS = 4
+
+
+@MODELS.register_module()
+class ShuffleMixer(nn.Module):
+    """Shuffles all scalars of the map, lets four runs of them attend, and puts them back.
+
+    The channels are permuted and cut into groups. In each group all scalars are permuted and cut
+    into four runs, self-attention works within each, and the permutations are undone. A token of
+    the attention consists of scalars from everywhere, so that it has no spatial order; its cost is
+    quadratic in the number of positions, for late stages.
+
+    This is an adaptation: the permutations follow from ``seed`` and the size of the map (in the
+    original they are drawn anew in each call, at inference too), and maps are padded with zeros to
+    a multiple of four positions. An exported model has a fixed size.
+
+    Args:
+        channels (int): Channels in and out, a multiple of ``groups * num_heads``.
+        num_heads (int): Heads in each group. Defaults to 4.
+        groups (int): Groups of channels, each with its own attention. Defaults to 1.
+        seed (int): Of the permutations; weights belong to the seed that they were trained with.
+            Defaults to 0.
+        norm (bool): Put a layer norm in front. Defaults to True.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int = 4,
+        groups: int = 1,
+        seed: int = 0,
+        norm: bool = True,
+    ):
+        super().__init__()
+        check_count('ShuffleMixer: num_heads', num_heads)
+        check_count('ShuffleMixer: groups', groups)
+        if channels % (groups * num_heads):
+            raise ValueError(
+                f'ShuffleMixer: channels must be a multiple of groups * num_heads, got '
+                f'channels={channels}, groups={groups} and num_heads={num_heads}'
+            )
+        self.channels, self.groups, self.seed = channels, groups, seed
+        self.norm = ChannelLayerNorm(channels, eps=1e-6) if norm else nn.Identity()
+        self.attentions = nn.ModuleList(
+            _Attention(channels // groups, num_heads) for _ in range(groups)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        length = height * width
+        if isinstance(length, torch.SymInt):
+            raise ValueError(
+                'ShuffleMixer: its permutations belong to one size of the map, export it with a '
+                'fixed batch and size'
+            )
+        padding = -length % _RUNS
+        z = F.pad(self.norm(x).flatten(2).mT, (0, 0, 0, padding))
+        permutations = _draw(self.seed, c, self.groups, length + padding)
+        channels, *scalars = (torch.from_numpy(p).to(x.device) for p in permutations)
+        y = self.mix(z, channels, scalars)
+        return y[:, :length].mT.reshape(n, c, height, width)
+
+    def mix(self, z: Tensor, channels: Tensor, scalars: Sequence[Tensor]) -> Tensor:
+        """Mixes (N, positions, channels).
+
+        Args:
+            z (Tensor): The map; the number of positions is a multiple of four.
+            channels (Tensor): The permutation of the channels.
+            scalars (Sequence[Tensor]): For each group the permutation of its scalars.
+        """
+        parts = z[..., channels].chunk(self.groups, -1)
+        mixed = []
+        for part, permutation, attention in zip(parts, scalars, self.attentions, strict=True):
+            runs = part.flatten(1)[:, permutation].reshape(len(z), _RUNS, -1, part.shape[-1])
+            y = attention(runs).flatten(1)[:, permutation.argsort()]
+            mixed.append(y.reshape(part.shape))
+        return torch.cat(mixed, -1)[..., channels.argsort()]
+
+
+class _Attention(nn.Module):
+    """Multi-head self-attention on (..., tokens, channels)."""
+
+    def __init__(self, channels: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.project = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))
+        return self.project(F.scaled_dot_product_attention(q, k, v).transpose(-3, -2).flatten(-2))
+
+
+@torch.compiler.assume_constant_result
+@lru_cache(maxsize=16)
+def _draw(seed: int, channels: int, groups: int, length: int) -> tuple[np.ndarray, ...]:
+    """The permutation of the channels, and that of the scalars of each group.
+
+    NumPy's old generator gives the same numbers in all versions.
+    """
+    rng = np.random.RandomState(seed)
+    sizes = [channels, *[length * channels // groups] * groups]
+    return tuple(rng.permutation(size) for size in sizes)
