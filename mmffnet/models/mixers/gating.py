@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...registry import MODELS
 from ..arch import check_count, check_fraction
-from ..norm import ChannelLayerNorm
+from ..layers import ChannelLayerNorm
 from .build import build_act
 from .grid import average_cells, check_grid
 

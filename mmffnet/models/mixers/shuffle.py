@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...registry import MODELS
 from ..arch import check_count
-from ..norm import ChannelLayerNorm
+from ..layers import ChannelLayerNorm
 
 #: Runs that a shuffled map is cut into
 _RUNS = 4

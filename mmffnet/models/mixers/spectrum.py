@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...registry import MODELS
 from ..arch import check_count
-from ..reparam import NormConv
+from ..layers import NormConv
 from .build import build_act
 from .grid import average_cells, check_grid
 
