@@ -72,12 +72,7 @@ _HYBRID = dict(
     channel_mixer=dict(kernel_size=5),
 )
 FAMILIES = {
-    'AFFNet': Family(
-        dict(
-            type='mmffnet.AFFNet',
-            arch=dict(depths=(1, 1, 2, 1), channels=(16, 24, 32, 40), expansion=2),
-        )
-    ),
+    'AFFNet': Family(dict(type='mmffnet.AFFNet', arch='et'), cannot=frozenset({'fx', 'script'})),
     'FFNet': Family(dict(type='mmffnet.FFNet', arch='nano', layer_scale_init_value=0.5)),
     'FFNet hybrid': Family(dict(type='mmffnet.FFNet', arch='nano', **_HYBRID)),
     'FFNetSeg': Family(

@@ -68,10 +68,10 @@ class AdaptiveFrequencyFilter(nn.Module):
         """Returns the filtered map, without the input."""
         height, width = x.shape[-2:]
         re, im = _transform(x)
-        z = torch.cat([v.unflatten(1, (self.num_blocks, -1)).flatten(3) for v in (re, im)], 2)
+        z = torch.cat([v.unflatten(1, (self.num_blocks, -1)) for v in (re, im)], 2)
         z = self.act(_complex_layer(z, self.w1, self.b1))
         z = F.softshrink(_complex_layer(z, self.w2, self.b2), self.threshold)
-        mask_re, mask_im = (v.reshape(re.shape) for v in z.chunk(2, 2))
+        mask_re, mask_im = (v.flatten(1, 2) for v in z.chunk(2, 2))
         re, im = re * mask_re - im * mask_im, re * mask_im + im * mask_re
         return _inverse(re, im, height, width)
 
@@ -81,15 +81,16 @@ def _small(*shape: int) -> nn.Parameter:
 
 
 def _complex_layer(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A block-diagonal complex layer on (N, blocks, real and imaginary parts, positions)."""
+    """A block-diagonal complex layer on (N, blocks, real and imaginary parts, H, W)."""
     weight, bias = weight.to(z.dtype), bias.to(z.dtype)
     re, im = weight[0], weight[1]
     matrix = torch.cat([torch.cat([re, im], 2), torch.cat([-im, re], 2)], 1)
-    return matrix.transpose(1, 2) @ z + torch.cat([bias[0], bias[1]], 1)[..., None]
+    bias = torch.cat([bias[0], bias[1]], 1)[..., None, None]
+    return torch.einsum('kio,nkihw->nkohw', matrix, z) + bias
 
 
 def _is_exported() -> bool:
-    return False if torch.jit.is_scripting() else torch.compiler.is_exporting()
+    return torch.compiler.is_exporting()
 
 
 def _transform(x: Tensor) -> tuple[Tensor, Tensor]:
