@@ -99,8 +99,11 @@ def _long_axes(tensor: Tensor) -> list[int]:
 def _variant(state: dict) -> dict[str, tuple[int, ...]]:
     """Number, width and hidden width of the blocks of each stage."""
     found: dict[str, tuple[int, ...]] = {}
+    last = r'channel_mixer\.project\.(?:conv\.)?weight$'
     for key, value in state.items():
-        match = re.match(r'(stages\.\d+\.|)blocks\.\d+\.channel_mixer\.project\.weight$', key)
+        match = re.match(
+            r'(stages\.\d+\.|)blocks\.\d+\.channel_mixer\.project\.(?:conv\.)?weight$', key
+        )
         if match:
             found[match[1]] = (found.get(match[1], (0,))[0] + 1, *value.shape[:2])
     return found

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import NameMap, OfficialFile, add_family
 from ..registry import MODELS
+from .arch import check_layer_cfg
 from .backbone import MixerBackbone
 from .block import DropPath
 from .layers import ConvNorm, build_norm
@@ -181,6 +182,7 @@ class AFFNet(MixerBackbone):
     ):
         if output_stride not in (8, 16, 32):
             raise ValueError(f'output_stride must be 8, 16 or 32, got {output_stride!r}')
+        check_layer_cfg('block_norm_cfg', block_norm_cfg)
         self.block_norm_cfg = block_norm_cfg or dict(type='GN', num_groups=1)
         self.output_stride = output_stride
         super().__init__(arch, *args, **kwargs)
