@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 import mmffnet
-from mmffnet.checkpoint import OFFICIAL_WEIGHTS, official_url
+from mmffnet.checkpoint import OFFICIAL_WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 CLASSIFIERS = ROOT / 'configs' / 'classification' / 'metafile.yml'
@@ -77,8 +77,12 @@ def test_a_metafile_without_import_is_found(check, small):
 
 
 def test_the_official_weights_are_all_there():
-    entries = [model for path in ROOT.glob('configs/*/metafile.yml') for model in models(path)]
-    official = {official_url(name) for name in OFFICIAL_WEIGHTS if name != 'ffnetseg'}
+    entries = [model for path in ROOT.glob('configs/**/metafile.yml') for model in models(path)]
+    official = {
+        file.url
+        for name, file in OFFICIAL_WEIGHTS.items()
+        if name != 'ffnetseg' and not file.by_hand
+    }
     assert {m['Weights'] for m in entries if '_3rdparty_' in m['Name']} == official
 
 

@@ -99,7 +99,6 @@ def _long_axes(tensor: Tensor) -> list[int]:
 def _variant(state: dict) -> dict[str, tuple[int, ...]]:
     """Number, width and hidden width of the blocks of each stage."""
     found: dict[str, tuple[int, ...]] = {}
-    last = r'channel_mixer\.project\.(?:conv\.)?weight$'
     for key, value in state.items():
         match = re.match(
             r'(stages\.\d+\.|)blocks\.\d+\.channel_mixer\.project\.(?:conv\.)?weight$', key

@@ -3,14 +3,18 @@
 import pytest
 
 from mmffnet.benchmark.metafiles import read_entries, select
-from mmffnet.checkpoint import OFFICIAL_WEIGHTS, official_url
+from mmffnet.checkpoint import OFFICIAL_WEIGHTS
 from mmffnet.errors import UsageError
 
 
 def test_ours():
     entries = {entry.name: entry for entry in read_entries()}
     weights = {entry.weights for entry in entries.values() if '_3rdparty_' in entry.name}
-    assert weights == {official_url(name) for name in OFFICIAL_WEIGHTS if name != 'ffnetseg'}
+    assert weights == {
+        file.url
+        for name, file in OFFICIAL_WEIGHTS.items()
+        if name != 'ffnetseg' and not file.by_hand
+    }
     cascade = entries['cascademaskrcnn_ffnet2_3rdparty_3x_coco']
     assert cascade.published == {'box AP': 51.8, 'mask AP': 44.9}
     assert cascade.dataset == 'COCO'

@@ -33,7 +33,7 @@ from mmffnet_cli.paths import config_names
 pytest.importorskip('mmpretrain')
 from mmpretrain.structures import DataSample
 
-CONFIGS = [n for n in config_names() if n.startswith('classification/') and 'in1k' in n]
+CONFIGS = [n for n in config_names() if re.fullmatch(r'classification/\w+_in1k\.py', n)]
 FFNETS = [f'ffnet{i}' for i in (1, 2, 3, 4)]
 #: Drop path rate and the first alpha of mixup, from the official commands; 4 has none distilled
 OFFICIAL = {

@@ -2,6 +2,7 @@
 
 import ast
 import math
+import re
 from functools import cache
 from pathlib import Path
 
@@ -31,7 +32,7 @@ pytest.importorskip('mmdet')
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 
-CONFIGS = [n for n in config_names() if n.startswith('detection/') and n.endswith('_coco.py')]
+CONFIGS = [n for n in config_names() if re.fullmatch(r'detection/\w+_coco\.py', n)]
 CASCADES = [f'detection/cascademaskrcnn_ffnet{i}_3x_coco.py' for i in (2, 3, 4)]
 ONE_X = [f'detection/{m}_ffnet{i}_coco.py' for m in ('maskrcnn', 'retinanet') for i in range(1, 5)]
 

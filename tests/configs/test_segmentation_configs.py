@@ -3,6 +3,7 @@
 import ast
 import functools
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ from mmseg.structures import SegDataSample
 CONFIGS = [
     name
     for name in config_names()
-    if name.startswith('segmentation/') and not name.endswith('_shapes.py')
+    if re.fullmatch(r'segmentation/\w+\.py', name) and not name.endswith('_shapes.py')
 ]
 UPERNETS = [f'segmentation/upernet_ffnet{i}_ade20k.py' for i in (1, 2, 3, 4)]
 SEMFPNS = [f'segmentation/semfpn_ffnet{i}_ade20k.py' for i in (1, 2, 3, 4)]
