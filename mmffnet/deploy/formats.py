@@ -46,9 +46,12 @@ def write(module: nn.Module, path: Path, format: str, meta: dict[str, Any]) -> N
     except ImportError:
         raise
     except Exception as error:  # exporters and converters raise all kinds
-        reason = next((line for line in str(error).splitlines() if line.strip()), '')
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # exporters wrap what went wrong
+            cause = cause.__cause__
+        reason = next((line for line in str(cause).splitlines() if line.strip()), '')
         raise RuntimeError(
-            f'{format} cannot take this model: {type(error).__name__}: {reason.strip()[:300]}'
+            f'{format} cannot take this model: {type(cause).__name__}: {reason.strip()[:300]}'
         ) from error
 
 

@@ -197,7 +197,11 @@ def test_average_cells_is_adaptive_pooling(size):
 # ---- RelaCtrl's shuffle mixer ----
 
 
-def shuffled(part, arrays=None):
+def with_inverse(permutation):
+    return torch.from_numpy(np.stack([permutation, permutation.argsort()]))
+
+
+def shuffled(part, arrays):
     """The original's output for the permutations that were drawn when it was recorded."""
     channels, groups = (32, 1) if part == 'tdsm_token' else (64, 2)
     mixer = ShuffleMixer(channels, groups=groups, norm=False).double().eval()
@@ -216,13 +220,13 @@ def shuffled(part, arrays=None):
     load(mixer, fill(shapes.items()), names)
     x = torch.from_numpy(arrays[f'{part}/x'])
     if groups == 1:
-        return mixer.mix(x, torch.arange(32), [torch.from_numpy(arrays['tdsm_token/perm'])])
+        return mixer.mix(x, with_inverse(np.arange(32)), [with_inverse(arrays['tdsm_token/perm'])])
     table = fill([('scale_shift_table', (6, 64))])['scale_shift_table']
     time = torch.from_numpy(arrays['tdsm/t']).reshape(6, 64)
     shift, scale, gate = (table + time)[:3]
-    permutations = [torch.from_numpy(arrays[f'tdsm/token_perm{g}']) for g in range(groups)]
+    permutations = [with_inverse(arrays[f'tdsm/token_perm{g}']) for g in range(groups)]
     z = F.layer_norm(x, (64,), eps=1e-6) * (1 + scale) + shift
-    return x + gate * mixer.mix(z, torch.from_numpy(arrays['tdsm/channel_perm']), permutations)
+    return x + gate * mixer.mix(z, with_inverse(arrays['tdsm/channel_perm']), permutations)
 
 
 @pytest.mark.parametrize('part', ['tdsm_token', 'tdsm'])
@@ -239,7 +243,7 @@ def test_shuffling_step_by_step(size, groups):
     x = torch.randn(2, 16, *size, dtype=torch.double)
     length = size[0] * size[1]
     padded = -(-length // 4) * 4
-    channels, *scalars = shuffle._draw(3, 16, groups, padded)
+    channels, *scalars = (p[0] for p in shuffle._draw(3, 16, groups, padded))
     z = torch.zeros(2, padded, 16, dtype=torch.double)
     z[:, :length] = mixer.norm(x).flatten(2).mT
     expected = torch.zeros_like(z)
@@ -264,7 +268,7 @@ def test_shuffling_step_by_step(size, groups):
 
 def test_permutations_are_fixed():
     """Weights are worth nothing with others."""
-    channels, scalars = shuffle._draw(0, 8, 1, 4)
+    channels, scalars = (p[0] for p in shuffle._draw(0, 8, 1, 4))
     assert channels.tolist() == np.random.RandomState(0).permutation(8).tolist()
     assert channels.tolist() == [6, 2, 1, 7, 3, 0, 5, 4]
     assert sorted(scalars) == list(range(32))

@@ -122,6 +122,7 @@ def _fourier(length: int, frequencies: int, like: Tensor) -> tuple[Tensor, Tenso
     """Cosines and sines (length, frequencies) of the orthonormal transform."""
     n = torch.arange(length, device=like.device)
     k = torch.arange(frequencies, device=like.device)
-    # whole turns are taken away while they are integers
-    angle = (n[:, None] * k % length).to(like.dtype) * (2 * math.pi / length)
+    # whole turns are taken away while they are integers (ONNX has no remainder of a free length)
+    turns = n[:, None] * k
+    angle = (turns % torch.full_like(turns, length)).to(like.dtype) * (2 * math.pi / length)
     return angle.cos() * length**-0.5, angle.sin() * length**-0.5

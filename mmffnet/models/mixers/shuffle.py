@@ -66,12 +66,12 @@ class ShuffleMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, height, width = x.shape
-        length = height * width
-        if isinstance(length, torch.SymInt):
+        if isinstance(height * width, torch.SymInt):
             raise ValueError(
                 'ShuffleMixer: its permutations belong to one size of the map, export it with a '
                 'fixed batch and size'
             )
+        length = int(height * width)  # a tensor while it is traced
         padding = -length % _RUNS
         z = F.pad(self.norm(x).flatten(2).mT, (0, 0, 0, padding))
         permutations = _draw(self.seed, c, self.groups, length + padding)
@@ -82,22 +82,24 @@ class ShuffleMixer(nn.Module):
     def mix(self, z: Tensor, channels: Tensor, scalars: Sequence[Tensor]) -> Tensor:
         """Mixes (N, positions, channels).
 
+        Each permutation is (2, size), itself and its inverse.
+
         Args:
             z (Tensor): The map; the number of positions is a multiple of four.
-            channels (Tensor): The permutation of the channels.
-            scalars (Sequence[Tensor]): For each group the permutation of its scalars.
+            channels (Tensor): That of the channels.
+            scalars (Sequence[Tensor]): For each group that of its scalars.
         """
-        parts = z[..., channels].chunk(self.groups, -1)
+        parts = z[..., channels[0]].chunk(self.groups, -1)
         mixed = []
         for part, permutation, attention in zip(parts, scalars, self.attentions, strict=True):
-            runs = part.flatten(1)[:, permutation].reshape(len(z), _RUNS, -1, part.shape[-1])
-            y = attention(runs).flatten(1)[:, permutation.argsort()]
+            runs = part.flatten(1)[:, permutation[0]].reshape(len(z) * _RUNS, -1, part.shape[-1])
+            y = attention(runs).reshape(len(z), -1)[:, permutation[1]]
             mixed.append(y.reshape(part.shape))
-        return torch.cat(mixed, -1)[..., channels.argsort()]
+        return torch.cat(mixed, -1)[..., channels[1]]
 
 
 class _Attention(nn.Module):
-    """Multi-head self-attention on (..., tokens, channels)."""
+    """Multi-head self-attention on (runs, tokens, channels)."""
 
     def __init__(self, channels: int, num_heads: int):
         super().__init__()
@@ -107,17 +109,17 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))
-        return self.project(F.scaled_dot_product_attention(q, k, v).transpose(-3, -2).flatten(-2))
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+        return self.project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 @torch.compiler.assume_constant_result
 @lru_cache(maxsize=16)
 def _draw(seed: int, channels: int, groups: int, length: int) -> tuple[np.ndarray, ...]:
-    """The permutation of the channels, and that of the scalars of each group.
+    """The permutations of the channels and of the scalars of each group, with their inverses.
 
     NumPy's old generator gives the same numbers in all versions.
     """
     rng = np.random.RandomState(seed)
     sizes = [channels, *[length * channels // groups] * groups]
-    return tuple(rng.permutation(size) for size in sizes)
+    return tuple(np.stack([p, p.argsort()]) for p in map(rng.permutation, sizes))

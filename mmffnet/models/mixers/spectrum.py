@@ -73,7 +73,8 @@ class SpectrumMixer(nn.Module):
 def _cosines(length: int, like: Tensor) -> Tensor:
     """The orthonormal DCT-II, (frequencies, positions); its transpose is the inverse."""
     n = torch.arange(length, device=like.device)
-    # whole turns are taken away while they are integers
-    angle = (n[:, None] * (2 * n + 1) % (4 * length)).to(like.dtype) * (math.pi / (2 * length))
+    # whole turns are taken away while they are integers (ONNX has no remainder of a free length)
+    turns = n[:, None] * (2 * n + 1)
+    angle = (turns % torch.full_like(turns, 4 * length)).to(like.dtype) * (math.pi / (2 * length))
     scale = torch.where(n == 0, 1.0, 2.0).to(like.dtype) / length
     return angle.cos() * scale.sqrt()[:, None]
