@@ -12,13 +12,15 @@ from mmffnet_cli.paths import config_path  # noqa: E402
 
 from .checkpoint import load_pretrained  # noqa: E402
 from .engine import LayerDecayConstructor  # noqa: E402
-from .models import FFNet, FFNetSeg, reparameterize  # noqa: E402
+from .models import CASViT, FFNet, FFNetSeg, PoolFormer, reparameterize  # noqa: E402
 from .version import __version__  # noqa: E402
 
 __all__ = [
+    'CASViT',
     'FFNet',
     'FFNetSeg',
     'LayerDecayConstructor',
+    'PoolFormer',
     '__version__',
     'config_path',
     'load_pretrained',

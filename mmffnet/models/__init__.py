@@ -8,13 +8,26 @@ from torch import nn
 from ..registry import MODELS
 from .backbone import MixerBackbone
 from .block import MixerBlock
+from .casvit import CASViT
 from .classifier import ConvPoolNeck
 from .ffnet import FFNet, FFNetSeg
 from .layers import ChannelLayerNorm, Reparameterized, reparameterize
 from .losses import ClassDiceLoss
-from .mixers import ConvFFN, FFNifiedAttention, MetaMixer, Pooling, SelfAttention
+from .mixers import (
+    MLP,
+    AdditiveAttention,
+    ConvFFN,
+    FFNifiedAttention,
+    MetaMixer,
+    Pooling,
+    SelfAttention,
+)
+from .poolformer import PoolFormer
 
 __all__ = [
+    'MLP',
+    'AdditiveAttention',
+    'CASViT',
     'ChannelLayerNorm',
     'ClassDiceLoss',
     'ConvFFN',
@@ -25,6 +38,7 @@ __all__ = [
     'MetaMixer',
     'MixerBackbone',
     'MixerBlock',
+    'PoolFormer',
     'Pooling',
     'Reparameterized',
     'SelfAttention',

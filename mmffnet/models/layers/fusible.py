@@ -44,7 +44,7 @@ class FusibleBlock(nn.Module):
 
 
 class ConvNorm(FusibleBlock):
-    """Convolution without bias, then a norm. 'Same' padding at stride 1.
+    """Convolution, then a norm. 'Same' padding at stride 1.
 
     Args:
         in_channels (int): Channels in.
@@ -53,6 +53,8 @@ class ConvNorm(FusibleBlock):
         stride (int): Stride. Defaults to 1.
         groups (int): Convolution groups. Defaults to 1.
         norm_cfg (dict, optional): The norm. Defaults to ``dict(type='BN')``.
+        bias (bool): Give the convolution a bias, as some official weights have it although the norm
+            has one. Defaults to False.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class ConvNorm(FusibleBlock):
         stride: int = 1,
         groups: int = 1,
         norm_cfg: dict | None = None,
+        bias: bool = False,
     ):
         super().__init__()
         self.out_channels = out_channels
@@ -74,7 +77,7 @@ class ConvNorm(FusibleBlock):
             stride,
             padding=(kernel[0] // 2, kernel[1] // 2),
             groups=groups,
-            bias=False,
+            bias=bias,
         )
         self.norm = build_norm(norm_cfg, out_channels)
 

@@ -7,12 +7,15 @@ serves: it is built with ``channels`` and the arguments of its config, and with 
 ours if there is one of that name.
 """
 
+from .additive import AdditiveAttention
 from .attention import SelfAttention
 from .build import build_act, build_mixer
-from .meta import ConvFFN, DepthwiseConv, FFNifiedAttention, MetaMixer, PointwiseConv
+from .meta import MLP, ConvFFN, DepthwiseConv, FFNifiedAttention, MetaMixer, PointwiseConv
 from .pooling import Pooling
 
 __all__ = [
+    'MLP',
+    'AdditiveAttention',
     'ConvFFN',
     'DepthwiseConv',
     'FFNifiedAttention',
