@@ -12,14 +12,23 @@ from mmffnet_cli.paths import config_path  # noqa: E402
 
 from .checkpoint import load_pretrained  # noqa: E402
 from .engine import LayerDecayConstructor  # noqa: E402
-from .models import AFFNet, FFNet, FFNetSeg, reparameterize  # noqa: E402
+from .models import (  # noqa: E402
+    AFFNet,
+    CASViT,
+    FFNet,
+    FFNetSeg,
+    PoolFormer,
+    reparameterize,
+)
 from .version import __version__  # noqa: E402
 
 __all__ = [
     'AFFNet',
+    'CASViT',
     'FFNet',
     'FFNetSeg',
     'LayerDecayConstructor',
+    'PoolFormer',
     '__version__',
     'config_path',
     'load_pretrained',

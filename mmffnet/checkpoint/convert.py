@@ -32,17 +32,26 @@ def convert_names(state: dict[str, Tensor], to: str) -> OrderedDict[str, Tensor]
     if to == 'official' and any(f'{p}{n.our_start}weight' in state for p, n in networks.items()):
         raise ValueError('it is re-parameterised: the official names have no such form')
 
+    outputs = {
+        prefix: {m[1] for key in state if (m := re.match(re.escape(prefix) + r'(norm\d)\.', key))}
+        for prefix in networks
+    }
+
     def rename(key: str) -> str:
         for prefix, names in networks.items():
             if key.startswith(prefix):
                 name = key[len(prefix) :]
                 if to == 'ours':
                     return prefix + names.to_ours(name)
-                # an output norm with statistics is the official classifier's only norm
-                last, _, rest = name.partition('.')
-                if re.fullmatch(r'norm\d', last) and f'{prefix}{last}.running_mean' in state:
+                official = names.to_official(name)
+                norm, _, rest = name.partition('.')
+                # the only norm is the official classifier's, unless it has no statistics and the
+                # outputs' norms are of that kind
+                if outputs[prefix] == {norm} and (
+                    official != name or f'{prefix}{norm}.running_mean' in state
+                ):
                     return f'{prefix}norm.{rest}'
-                return prefix + names.to_official(name)
+                return prefix + official
         return key
 
     return OrderedDict((rename(key), value) for key, value in state.items())

@@ -56,9 +56,9 @@ def translate_state_dict(network: nn.Module, state_dict: dict, prefix: str, name
     rename: Callable[[str], str] = str
     if any(key.startswith(prefix + names.official_start) for key in state_dict):
         rename = names.to_ours
-    last_norm = f'norm{len(getattr(network, "stages", ())) - 1}'
-    # the official classifier's final batch norm is the output norm of the last stage
-    final_norm = isinstance(getattr(network, last_norm, None), _BatchNorm)
+    stages = len(getattr(network, 'stages', ()))
+    last_norm = f'norm{stages - 1}'
+    final_norm = _has_final_norm(network, last_norm)
     for key in [k for k in state_dict if k.startswith(prefix)]:
         name = rename(key[len(prefix) :])
         if final_norm and name.startswith('norm.'):
@@ -68,10 +68,16 @@ def translate_state_dict(network: nn.Module, state_dict: dict, prefix: str, name
         if like is not None and like.shape != value.shape and _long_axes(like) == _long_axes(value):
             value = value.reshape(like.shape)
         state_dict[prefix + name] = value
-    # the same name is a batch norm in a classifier and a layer norm in a detector
-    for norm in [f'norm{i}.' for i in range(len(getattr(network, 'stages', ())))]:
+    outputs = [f'norm{i}.' for i in range(stages)]
+    present = [norm for norm in outputs if any(k.startswith(prefix + norm) for k in state_dict)]
+    for norm in present:
         statistics = f'{norm}running_mean'
-        if (statistics in own) != (prefix + statistics in state_dict):
+        # the same name is a batch norm in a classifier and a layer norm in a detector, or the only
+        # norm of a classifier and one of several in a detector
+        other = (statistics in own) != (prefix + statistics in state_dict)
+        if statistics in own and not final_norm:
+            other |= len(present) == 1 < len(network.out_indices)  # type: ignore[arg-type]
+        if other:
             for key in [k for k in state_dict if k.startswith(prefix + norm)]:
                 del state_dict[key]
 
@@ -90,6 +96,20 @@ def translate_state_dict(network: nn.Module, state_dict: dict, prefix: str, name
             f'build the {type(network).__name__} with deploy=True (a whole re-parameterised model '
             "with type='mmffnet.Reparameterized', original=...), or load the original checkpoint"
         )
+
+
+def _has_final_norm(network: Any, name: str) -> bool:
+    """Whether this output norm is the official classifier's final norm.
+
+    It is that of the last stage if there is no other output, or if it is a batch norm and those
+    of the family's outputs are not.
+    """
+    norm = getattr(network, name, None)
+    if norm is None or len(network.stages) < len(network.settings['depths']):
+        return False
+    family = network.default_out_norm_cfg or {}
+    alone = len(network.out_indices) == 1
+    return alone or (isinstance(norm, _BatchNorm) and family.get('type') != 'BN')
 
 
 def _long_axes(tensor: Tensor) -> list[int]:

@@ -9,12 +9,15 @@ from ..registry import MODELS
 from .affnet import AFFNet
 from .backbone import MixerBackbone
 from .block import MixerBlock
+from .casvit import CASViT
 from .classifier import ConvPoolNeck
 from .ffnet import FFNet, FFNetSeg
 from .layers import ChannelLayerNorm, Reparameterized, reparameterize
 from .losses import ClassDiceLoss
 from .mixers import (
+    MLP,
     AdaptiveFrequencyFilter,
+    AdditiveAttention,
     ConvFFN,
     FFNifiedAttention,
     GatingMixer,
@@ -25,10 +28,14 @@ from .mixers import (
     ShuffleMixer,
     SpectrumMixer,
 )
+from .poolformer import PoolFormer
 
 __all__ = [
+    'MLP',
     'AFFNet',
     'AdaptiveFrequencyFilter',
+    'AdditiveAttention',
+    'CASViT',
     'ChannelLayerNorm',
     'ClassDiceLoss',
     'ConvFFN',
@@ -41,6 +48,7 @@ __all__ = [
     'MetaMixer',
     'MixerBackbone',
     'MixerBlock',
+    'PoolFormer',
     'Pooling',
     'Reparameterized',
     'SelfAttention',

@@ -41,11 +41,18 @@ AFFNET_NAMES = NameMap(
     leaves={'conv.': 'block.conv.', 'norm.': 'block.norm.'},
     classifier={'neck.conv.': 'conv_1x1_exp.', 'head.fc.': 'classifier.fc.'},
 )
-# links to folders of a cloud drive, with the weights, logs and configs
-_PAGE = 'https://github.com/microsoft/TokenMixers/tree/main/Adaptive%20Frequency%20Filters'
+# folders with the weights, logs and configs, which the official README links to
+_FOLDERS = {
+    'et': '1q134GgWljvkvX2i_miEMlRcZ3CU9JK-V',
+    't': '1yM_4bqTQdjjmBwIvlktYpuOvLgB8OhX7',
+    's': '14MZ4QND009KqTmeFBpBnVVDSx7FfiKMi',
+}
 add_family(
     AFFNET_NAMES,
-    weights={f'affnet-{arch}': OfficialFile(_PAGE, by_hand=True) for arch in ('et', 't', 's')},
+    weights={
+        f'affnet-{arch}': OfficialFile(f'https://drive.google.com/drive/folders/{id}', by_hand=True)
+        for arch, id in _FOLDERS.items()
+    },
 )
 
 

@@ -144,7 +144,7 @@ def test_weights_that_no_program_can_fetch():
     """The error says where they are."""
     name = 'detection/affnet/maskrcnn_affnet-et_coco.py'
     backbone = MODELS.build(dict(read(name).model.backbone, norm_cfg=dict(type='BN')))
-    with pytest.raises(ValueError, match=r'by hand from https://github\.com/microsoft/TokenMixers'):
+    with pytest.raises(ValueError, match=r'by hand from https://drive\.google\.com'):
         backbone.init_weights()
 
 

@@ -82,6 +82,13 @@ FAMILIES = {
             out_indices=(0, 1, 2, 3),
         )
     ),
+    'PoolFormer': Family(
+        dict(type='mmffnet.PoolFormer', arch=dict(depths=(1, 2, 1, 1), channels=(8, 12, 20, 16))),
+        cannot=frozenset({'fuse'}),
+    ),
+    'CASViT': Family(
+        dict(type='mmffnet.CASViT', arch=dict(depths=(1, 2, 1, 1), channels=(8, 12, 20, 16)))
+    ),
 }
 
 

@@ -44,7 +44,7 @@ class FusibleBlock(nn.Module):
 
 
 class ConvNorm(FusibleBlock):
-    """Convolution without bias, then a norm. 'Same' padding at stride 1.
+    """Convolution, then a norm. 'Same' padding at stride 1.
 
     Args:
         in_channels (int): Channels in.
@@ -54,6 +54,8 @@ class ConvNorm(FusibleBlock):
         groups (int): Convolution groups. Defaults to 1.
         norm_cfg (dict, optional): The norm. Defaults to ``dict(type='BN')``.
         dilation (int): Dilation of the kernel. Defaults to 1.
+        bias (bool): Give the convolution a bias, as some official weights have it although the norm
+            has one. Defaults to False.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class ConvNorm(FusibleBlock):
         groups: int = 1,
         norm_cfg: dict | None = None,
         dilation: int = 1,
+        bias: bool = False,
     ):
         super().__init__()
         self.out_channels = out_channels
@@ -77,7 +80,7 @@ class ConvNorm(FusibleBlock):
             padding=(dilation * (kernel[0] // 2), dilation * (kernel[1] // 2)),
             dilation=dilation,
             groups=groups,
-            bias=False,
+            bias=bias,
         )
         self.norm = build_norm(norm_cfg, out_channels)
 

@@ -7,18 +7,21 @@ serves: it is built with ``channels`` and the arguments of its config, and with 
 ours if there is one of that name.
 """
 
+from .additive import AdditiveAttention
 from .attention import SelfAttention
 from .build import build_act, build_mixer
 from .frequency import AdaptiveFrequencyFilter
 from .gating import GatingMixer
 from .inverted_residual import InvertedResidual
-from .meta import ConvFFN, DepthwiseConv, FFNifiedAttention, MetaMixer, PointwiseConv
+from .meta import MLP, ConvFFN, DepthwiseConv, FFNifiedAttention, MetaMixer, PointwiseConv
 from .pooling import Pooling
 from .shuffle import ShuffleMixer
 from .spectrum import SpectrumMixer
 
 __all__ = [
+    'MLP',
     'AdaptiveFrequencyFilter',
+    'AdditiveAttention',
     'ConvFFN',
     'DepthwiseConv',
     'FFNifiedAttention',

@@ -1,4 +1,4 @@
-"""The MetaMixer of the paper and its two presets in FFNet.
+"""The MetaMixer of the paper and its presets: two in FFNet, and the plain feed-forward network.
 
 Paper: MetaMixer Is All You Need, https://arxiv.org/abs/2406.02021.
 """
@@ -59,7 +59,7 @@ class MetaMixer(nn.Module):
     """The query-key-value mechanism with its operations left open.
 
     ``value(act(key(query(x))))``. Self-attention and the feed-forward network are two of its cases;
-    :class:`FFNifiedAttention` and :class:`ConvFFN` are presets of this class.
+    :class:`FFNifiedAttention`, :class:`ConvFFN` and :class:`MLP` are presets of this class.
 
     Args:
         channels (int): Channels in and out.
@@ -200,5 +200,27 @@ class ConvFFN(MetaMixer):
             key=dict(type=PointwiseConv, expansion=expansion),
             value=dict(type=PointwiseConv),
             norm_cfg=norm_cfg,
+            act_cfg=act_cfg,
+        )
+
+
+@MODELS.register_module()
+class MLP(MetaMixer):
+    """The feed-forward network of transformers, a channel mixer: expand, activate, project.
+
+    Args:
+        channels (int): Channels in and out.
+        expansion (int): Hidden channels per channel. Defaults to 4.
+        act_cfg (dict, optional): Activation. Defaults to ``dict(type='GELU')``.
+    """
+
+    names: ClassVar = ('query', 'expand', 'act', 'project')
+
+    def __init__(self, channels: int, expansion: int = 4, act_cfg: dict | None = None):
+        check_count('MLP: expansion', expansion)
+        super().__init__(
+            channels,
+            key=dict(type=PointwiseConv, expansion=expansion),
+            value=dict(type=PointwiseConv),
             act_cfg=act_cfg,
         )

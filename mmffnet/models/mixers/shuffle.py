@@ -65,7 +65,7 @@ class ShuffleMixer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        n, c, height, width = x.shape
+        height, width = x.shape[2:]
         if isinstance(height * width, torch.SymInt):
             raise ValueError(
                 'ShuffleMixer: its permutations belong to one size of the map, export it with a '
@@ -74,10 +74,10 @@ class ShuffleMixer(nn.Module):
         length = int(height * width)  # a tensor while it is traced
         padding = -length % _RUNS
         z = F.pad(self.norm(x).flatten(2).mT, (0, 0, 0, padding))
-        permutations = _draw(self.seed, c, self.groups, length + padding)
-        channels, *scalars = (torch.from_numpy(p).to(x.device) for p in permutations)
+        permutations = _permutations(self.seed, self.channels, self.groups, length + padding)
+        channels, *scalars = (permutation.to(x.device) for permutation in permutations)
         y = self.mix(z, channels, scalars)
-        return y[:, :length].mT.reshape(n, c, height, width)
+        return y[:, :length].mT.reshape(x.shape)
 
     def mix(self, z: Tensor, channels: Tensor, scalars: Sequence[Tensor]) -> Tensor:
         """Mixes (N, positions, channels).
@@ -92,8 +92,8 @@ class ShuffleMixer(nn.Module):
         parts = z[..., channels[0]].chunk(self.groups, -1)
         mixed = []
         for part, permutation, attention in zip(parts, scalars, self.attentions, strict=True):
-            runs = part.flatten(1)[:, permutation[0]].reshape(len(z) * _RUNS, -1, part.shape[-1])
-            y = attention(runs).reshape(len(z), -1)[:, permutation[1]]
+            runs = part.flatten(1)[:, permutation[0]].unflatten(1, (_RUNS, -1, part.shape[2]))
+            y = attention(runs.flatten(0, 1)).reshape(part.shape[0], -1)[:, permutation[1]]
             mixed.append(y.reshape(part.shape))
         return torch.cat(mixed, -1)[..., channels[1]]
 
@@ -114,12 +114,14 @@ class _Attention(nn.Module):
 
 
 @torch.compiler.assume_constant_result
-@lru_cache(maxsize=16)
-def _draw(seed: int, channels: int, groups: int, length: int) -> tuple[np.ndarray, ...]:
-    """The permutations of the channels and of the scalars of each group, with their inverses.
+def _permutations(seed: int, channels: int, groups: int, length: int) -> list[Tensor]:
+    """The permutations of the channels and of the scalars of each group, with their inverses."""
+    return [torch.from_numpy(p) for p in _draw(seed, channels, groups, length)]
 
-    NumPy's old generator gives the same numbers in all versions.
-    """
+
+@lru_cache(maxsize=16)
+def _draw(seed: int, channels: int, groups: int, length: int) -> list[np.ndarray]:
+    # NumPy's old generator gives the same numbers in all versions
     rng = np.random.RandomState(seed)
     sizes = [channels, *[length * channels // groups] * groups]
-    return tuple(np.stack([p, p.argsort()]) for p in map(rng.permutation, sizes))
+    return [np.stack([p, p.argsort()]) for p in map(rng.permutation, sizes)]
