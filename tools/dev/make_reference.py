@@ -1,7 +1,8 @@
 """Regenerate tests/data/official_numbers.json, the compact reference numbers of the tests.
 
 Outputs of the official code are summarised from its stored arrays; networks and sizes for which
-there are none are computed by tests/official_reference.py and marked 'independent'.
+there are none are computed by tests/official_reference.py and marked 'independent'. With
+`--families` it writes those of the other families, tests/data/families/*.json, instead.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'tests'))
 reference = importlib.import_module('official_reference')
 numbers = importlib.import_module('reference_numbers')
+families = importlib.import_module('families')
 
 SIZES = ((64, 64), (96, 128))
 ODD_SIZE = (75, 101)
@@ -71,11 +73,30 @@ def records(folder: Path) -> Iterator[dict[str, Any]]:
                 }
 
 
+def write_families(folder: Path, out: Path) -> None:
+    """Summarise the outputs of each family, leaving out the inputs, which make_input() makes."""
+    out.mkdir(parents=True, exist_ok=True)
+    for path in sorted((folder / 'families').glob('*.out.npz')):
+        with np.load(path) as arrays:
+            lines = [
+                f'{json.dumps(key)}: {json.dumps(numbers.summarize(arrays[key]))}'
+                for key in arrays.files
+                if arrays[key].dtype == np.float64 and not key.endswith('/x')
+            ]
+        target = out / f'{path.name.removesuffix(".out.npz")}.json'
+        target.write_text('{\n' + ',\n'.join(lines) + '\n}\n', encoding='utf-8')
+        print(f'{len(lines)} arrays, {target.stat().st_size} bytes: {target}')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('fixtures', type=Path, help='folder with the official *.out.npz files')
     parser.add_argument('--out', type=Path, default=numbers.FILE)
+    parser.add_argument('--families', action='store_true', help='of the other families')
     args = parser.parse_args()
+    if args.families:
+        write_families(args.fixtures, families.FOLDER)
+        return
 
     # More threads are slower on such small maps, far slower on a busy machine.
     torch.set_num_threads(1)
