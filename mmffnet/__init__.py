@@ -12,13 +12,14 @@ from mmffnet_cli.paths import config_path  # noqa: E402
 
 from .checkpoint import load_pretrained  # noqa: E402
 from .engine import LayerDecayConstructor  # noqa: E402
-from .models import FFNet, FFNetSeg, reparameterize  # noqa: E402
+from .models import FFNet, FFNetSeg, TransNeXt, reparameterize  # noqa: E402
 from .version import __version__  # noqa: E402
 
 __all__ = [
     'FFNet',
     'FFNetSeg',
     'LayerDecayConstructor',
+    'TransNeXt',
     '__version__',
     'config_path',
     'load_pretrained',

@@ -13,6 +13,7 @@ from .ffnet import FFNet, FFNetSeg
 from .layers import ChannelLayerNorm, Reparameterized, reparameterize
 from .losses import ClassDiceLoss
 from .mixers import ConvFFN, FFNifiedAttention, MetaMixer, Pooling, SelfAttention
+from .transnext import TransNeXt
 
 __all__ = [
     'ChannelLayerNorm',
@@ -28,6 +29,7 @@ __all__ = [
     'Pooling',
     'Reparameterized',
     'SelfAttention',
+    'TransNeXt',
     'reparameterize',
 ]
 

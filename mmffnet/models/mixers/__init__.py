@@ -7,13 +7,18 @@ serves: it is built with ``channels`` and the arguments of its config, and with 
 ours if there is one of that name.
 """
 
+from .aggregated import AggregatedAttention, CosineAttention
 from .attention import SelfAttention
 from .build import build_act, build_mixer
+from .conv_glu import ConvGLU
 from .meta import ConvFFN, DepthwiseConv, FFNifiedAttention, MetaMixer, PointwiseConv
 from .pooling import Pooling
 
 __all__ = [
+    'AggregatedAttention',
     'ConvFFN',
+    'ConvGLU',
+    'CosineAttention',
     'DepthwiseConv',
     'FFNifiedAttention',
     'MetaMixer',

@@ -1,0 +1,501 @@
+"""TransNeXt's attention: aggregated attention, and cosine attention over all positions.
+
+Paper: TransNeXt: Robust Foveal Visual Perception for Vision Transformers,
+https://arxiv.org/abs/2311.17132. Written anew from a description of the architecture.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint as cp
+from torch import Tensor, nn
+
+from ...registry import MODELS
+from ..arch import check_count, check_odd
+from ..norm import ChannelLayerNorm
+from ..stage import is_traced
+
+#: Logits of an image that are computed at once; 64 MiB in float32
+CHUNK_SIZE = 2**24
+#: The logit of what is no key; finite, as infinity times an interpolation weight of 0 is not a number
+_NEVER = -1e9
+
+
+class PointwiseLinear(nn.Linear):
+    """A linear layer at every position of ``(N, C, H, W)``: a 1x1 convolution.
+
+    Its weight has two axes, as in the official files, and is initialised as a linear layer's.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight[:, :, None, None], self.bias)
+
+
+class _Constants:
+    """Calls functions that make tensors for a size, and keeps what they made.
+
+    They are no buffers: they follow the device of the input and are in no state dict.
+    """
+
+    def __init__(self) -> None:
+        self._keep = functools.lru_cache(maxsize=128)(self._make)
+
+    @staticmethod
+    def _make(make: Callable, *args: Any) -> Any:
+        with torch.inference_mode(False), torch.no_grad():
+            return make(*args)
+
+    def __call__(self, x: Tensor, make: Callable, *args: Any) -> Any:
+        # a graph, or a tensor without values, makes tensors that are good for nothing else
+        keep = type(x) is Tensor and not is_traced(x)
+        return (self._keep if keep else self._make)(make, *args, x.device)
+
+
+_constants = _Constants()
+
+
+def _offsets(size: int, bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The different offsets between positions and the centres of bins, along an axis.
+
+    Args:
+        size (int): Number of positions, the queries.
+        bins (int): Number of bins that adaptive average pooling makes of them, the keys.
+        device (torch.device): Where to.
+
+    Returns:
+        tuple[Tensor, Tensor]: The offsets, and the place of each query's and key's offset in them.
+    """
+    # all is doubled, since centres of bins may be halves
+    centres = [k * size // bins - (-(k + 1) * size // bins) - 1 for k in range(bins)]
+    step = 2 if len({c % 2 for c in centres}) == 1 else 1
+    first, last = -max(centres), 2 * (size - 1) - min(centres)
+    offsets = torch.arange(first, last + 1, step, dtype=torch.float64, device=device) / 2
+    queries = 2 * torch.arange(size, device=device)[:, None]
+    index = (queries - torch.tensor(centres, device=device) - first) // step
+    return offsets, index
+
+
+def _taps(size: int, grid: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Places in a grid and their weights, which bilinear interpolation sums up, along an axis."""
+    positions = torch.arange(size, dtype=torch.float64, device=device)
+    if size == grid:
+        return [(positions.long(), torch.ones_like(positions))]
+    source = ((positions + 0.5) * (grid / size) - 0.5).clamp(min=0)
+    low = source.floor()
+    return [
+        (low.long(), 1 - (source - low)),
+        ((low + 1).clamp(max=grid - 1).long(), source - low),
+    ]
+
+
+def _axis(
+    size: int, bins: int, grid: int, grid_bins: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The offsets along an axis, and for queries and keys the places to take and their weights.
+
+    Args:
+        size (int): Number of queries.
+        bins (int): Number of keys.
+        grid (int): Number of queries for which there are offsets; the others are interpolated.
+        grid_bins (int): The same of keys.
+        device (torch.device): Where to.
+
+    Returns:
+        tuple[Tensor, Tensor, Tensor]: The offsets ``(U,)``; places in them, and weights, of the
+        shape ``(taps, size, bins)``.
+    """
+    offsets, index = _offsets(grid, grid_bins, device)
+    pairs = [(q, k) for q in _taps(size, grid, device) for k in _taps(bins, grid_bins, device)]
+    places = torch.stack([index[q[:, None], k] for (q, _), (k, _) in pairs])
+    weights = torch.stack([v[:, None] * w for (_, v), (_, w) in pairs])
+    return offsets, places, weights
+
+
+def _window(height: int, width: int, kernel: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which of the neighbours of each position are in the map, and their number."""
+    shift = torch.arange(kernel, device=device)[:, None] - kernel // 2
+    rows, columns = (
+        (0 <= i) & (i < n)
+        for n in (height, width)
+        for i in [shift + torch.arange(n, device=device)]
+    )
+    inside = (rows[:, None, :, None] & columns[:, None]).reshape(kernel**2, height, width)
+    return inside, inside.sum(0)
+
+
+class PositionBias(nn.Module):
+    """Bias of attention logits by the offset between query and key, made by a small MLP.
+
+    The MLP sees each offset once: an offset is one of few along the height and one of few along
+    the width. Offsets are on a log scale, in units of the map of the pre-training.
+
+    Args:
+        heads (int): Number of heads.
+        sr_ratio (int): Positions per key and axis.
+        pretrain_size (int): Side of the map in the pre-training.
+        bias_size (int, optional): Side of the square map whose bias is computed and then
+            interpolated. Defaults to None, which is no interpolation: the bias is computed for the
+            size of the input, whatever it is.
+        hidden_channels (int): Width of the MLP. Defaults to 512.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        sr_ratio: int,
+        pretrain_size: int,
+        bias_size: int | None = None,
+        hidden_channels: int = 512,
+    ):
+        super().__init__()
+        self.sr_ratio = sr_ratio
+        self.pretrain_size = pretrain_size
+        self.bias_size = bias_size
+        self.hidden = nn.Linear(2, hidden_channels)
+        self.out = nn.Linear(hidden_channels, heads)
+
+    def bins(self, size: int) -> int:
+        """Number of keys along an axis."""
+        return max(size // self.sr_ratio, 1)
+
+    def forward(self, x: Tensor, dtype: torch.dtype, chunk: int, recompute: bool) -> '_Bias':
+        """Makes the bias for a map, ready to be cut into rows of queries."""
+        height, width = x.shape[2:]
+        (dh, rows, row_weights), (dw, columns, column_weights) = (
+            _constants(x, _axis, n, self.bins(n), grid, self.bins(grid))
+            for n in (height, width)
+            for grid in [self.bias_size or n]
+        )
+        weight, shift = self.hidden.weight.to(dtype), self.hidden.bias.to(dtype)
+        out = [p.to(dtype) for p in self.out.parameters()]
+        across = self._scale(dw, dtype)[:, None] * weight[:, 1] + shift
+
+        def table(dh: Tensor, weight: Tensor, across: Tensor, *out: Tensor) -> Tensor:
+            along = self._scale(dh, dtype)[:, None] * weight[:, 0]
+            return F.linear(F.relu(along[:, None] + across), *out)
+
+        step = max(chunk // across.numel(), 1)
+        parts = [_call(recompute, table, d, weight, across, *out) for d in dh.split(step)]
+        values = torch.cat(parts).permute(2, 0, 1)  # heads, offsets of rows, offsets of columns
+        taken = _weighted(values, 2, columns, column_weights.to(dtype))
+        taken = taken.unflatten(2, columns.shape[1:]).transpose(1, 2)
+        return _Bias(taken, rows, row_weights.to(dtype))
+
+    def _scale(self, offsets: Tensor, dtype: torch.dtype) -> Tensor:
+        offsets = offsets * (8 / (self.pretrain_size - 1))
+        return (offsets.sign() * (offsets.abs() + 1).log2() / 3).to(dtype)
+
+
+class _Bias:
+    """The bias of a map, by offsets of rows.
+
+    Args:
+        values (Tensor): Of the shape (heads, columns of queries, offsets of rows, columns of keys).
+        places (Tensor): Offsets to take, of the shape (taps, rows of queries, rows of keys).
+        weights (Tensor): Their weights.
+    """
+
+    def __init__(self, values: Tensor, places: Tensor, weights: Tensor):
+        self.values, self.places, self.weights = values, places, weights
+
+    def with_extra_key(self) -> '_Bias':
+        """Returns it with one more row of keys: a key without bias, and then none."""
+        extra = torch.full_like(self.values[:, :, :1], _NEVER)
+        extra[..., 0] = 0
+        places = F.pad(self.places, (0, 1), value=self.values.shape[2])
+        weights = F.pad(self.weights, (0, 1), value=1 / len(places))
+        return _Bias(torch.cat([self.values, extra], 2), places, weights)
+
+
+def _weighted(values: Tensor, dim: int, places: Tensor, weights: Tensor) -> Tensor:
+    """Sums up the taps, ``(taps, queries, keys)``, of an axis of ``values``."""
+    if len(places) == 1:
+        return values.index_select(dim, places[0].flatten())
+    shape = [-1 if i == dim else 1 for i in range(values.ndim)]
+    taps = zip(places, weights, strict=True)
+    parts = (values.index_select(dim, p.flatten()) * w.reshape(shape) for p, w in taps)
+    return functools.reduce(torch.add, parts)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, values: Tensor, places: Tensor, weights: Tensor
+) -> Tensor:
+    """Attention of rows of queries to all keys.
+
+    Args:
+        query (Tensor): Of the shape (N, heads, channels, rows, columns).
+        key (Tensor): Of the shape (N, heads, keys, channels).
+        value (Tensor): Likewise.
+        values (Tensor): See :class:`_Bias`, as the last two.
+        places (Tensor): Those of the rows.
+        weights (Tensor): Likewise.
+    """
+    rows, columns = query.shape[3:]
+    bias = _weighted(values, 2, places, weights)
+    # queries go column by column, as the bias comes
+    bias = bias.reshape(1, len(values), columns * rows, key.shape[2])
+    y = F.scaled_dot_product_attention(
+        query.permute(0, 1, 4, 3, 2).flatten(2, 3), key, value, attn_mask=bias, scale=1.0
+    )
+    return y.unflatten(2, (columns, rows)).permute(0, 1, 4, 3, 2)
+
+
+def _call(recompute: bool, function: Callable, *args: Tensor) -> Tensor:
+    """Calls a function, and again in the backward pass in place of keeping what it computed."""
+    if not recompute:
+        return function(*args)
+    return cp.checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+class _CosineQueries(nn.Module):
+    """What both kinds of attention share: heads, scaled cosine logits, bias, rows at a time."""
+
+    def __init__(
+        self,
+        channels: int,
+        head_dim: int | None,
+        sr_ratio: int,
+        pretrain_size: int,
+        bias_size: int | None,
+        chunk_size: int,
+    ):
+        super().__init__()
+        kind = type(self).__name__
+        check_count(f'{kind}: channels', channels)
+        for name, number in dict(head_dim=head_dim, bias_size=bias_size).items():
+            if number is not None:
+                check_count(f'{kind}: {name}', number)
+        check_count(f'{kind}: sr_ratio', sr_ratio)
+        check_count(f'{kind}: chunk_size', chunk_size)
+        if not isinstance(pretrain_size, int) or pretrain_size < 2:
+            raise ValueError(
+                f'{kind}: pretrain_size must be an integer of at least 2, got {pretrain_size!r}'
+            )
+        if head_dim is None:
+            divisors = [d for d in range(1, channels + 1) if channels % d == 0]
+            head_dim = min(divisors, key=lambda d: (abs(d - 24), -d))
+        if channels % head_dim:
+            raise ValueError(
+                f'{kind}: channels must be a multiple of head_dim, '
+                f'got channels={channels} and head_dim={head_dim}'
+            )
+        self.heads = heads = channels // head_dim
+        self.head_dim = head_dim
+        self.chunk_size = chunk_size
+        # softplus of it is 1 / 0.24
+        self.temperature = nn.Parameter(torch.full((heads, 1, 1), math.log(math.expm1(1 / 0.24))))
+        self.query_embedding = nn.Parameter(torch.empty(heads, 1, head_dim))
+        nn.init.trunc_normal_(self.query_embedding, std=0.02)
+        self.position = PositionBias(heads, sr_ratio, pretrain_size, bias_size)
+        self.project = PointwiseLinear(channels, channels)
+
+    def split(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype).unflatten(1, (self.heads, self.head_dim))
+
+    def scale(self, query: Tensor, lengths: Tensor) -> Tensor:
+        """Scales normalised queries, with the logarithm of the number of keys among others."""
+        embedding = self.query_embedding.to(query.dtype).transpose(1, 2)[..., None]
+        temperature = F.softplus(self.temperature.to(query.dtype))[..., None]
+        return (query + embedding) * (temperature * lengths.to(query.dtype).log())
+
+    def by_rows(self, x: Tensor, num_keys: int) -> tuple[int, int, bool]:
+        """Rows of queries at a time, elements at a time, and whether to compute them again."""
+        height, width = x.shape[2:]
+        total = self.heads * height * width * num_keys
+        rows = min(max(self.chunk_size * height // total, 1), height)
+        recompute = total > self.chunk_size and torch.is_grad_enabled() and not is_traced(x)
+        return rows, self.chunk_size, recompute
+
+
+def _full_precision(x: Tensor) -> contextlib.AbstractContextManager:
+    """Ends autocast: a half number is too coarse for logits, which are up to 40."""
+    kind = x.device.type
+    on = kind != 'meta' and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else contextlib.nullcontext()
+
+
+@MODELS.register_module()
+class AggregatedAttention(_CosineQueries):
+    """TransNeXt's attention to the neighbours and to a pooled map at once, in one softmax.
+
+    Queries and keys are normalised, so that logits are cosines, scaled by a learned temperature
+    and the logarithm of the number of keys. To the weights of the neighbours a second set is added
+    after the softmax, products of the query with learned tokens.
+
+    What is computed at once are some rows of queries with all of their keys, which changes nothing
+    but the memory. In training, more than that is computed again in the backward pass.
+
+    Args:
+        channels (int): Channels in and out, a multiple of ``head_dim``.
+        head_dim (int, optional): Channels per head. Defaults to None, which is 24 as in TransNeXt,
+            or the divisor of ``channels`` that is nearest to it.
+        window_size (int): Odd side of the neighbourhood. Defaults to 3.
+        sr_ratio (int): Positions per pooled one and axis. Defaults to 2.
+        pretrain_size (int): Side of the map in the pre-training, which is the unit of the offsets
+            that the position bias is made of. Defaults to 14.
+        bias_size (int, optional): Side of the square map whose position bias is computed and then
+            interpolated. Defaults to None, which computes it for the input's own size.
+        chunk_size (int): Logits of an image that are computed at once. Defaults to 2**24.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        head_dim: int | None = None,
+        window_size: int = 3,
+        sr_ratio: int = 2,
+        pretrain_size: int = 14,
+        bias_size: int | None = None,
+        chunk_size: int = CHUNK_SIZE,
+    ):
+        check_odd('AggregatedAttention: window_size', window_size)
+        super().__init__(channels, head_dim, sr_ratio, pretrain_size, bias_size, chunk_size)
+        heads, taps = self.heads, window_size**2
+        self.window_size = window_size
+        self.query = PointwiseLinear(channels, channels)
+        self.key_value = PointwiseLinear(channels, 2 * channels)
+        self.pool = nn.Conv2d(channels, channels, 1)
+        self.act = nn.GELU()
+        self.pool_norm = ChannelLayerNorm(channels, eps=1e-5)
+        self.local_bias = nn.Parameter(torch.empty(heads, taps))
+        self.local_tokens = nn.Parameter(torch.empty(heads, self.head_dim, taps))
+        self.local_token_bias = nn.Parameter(torch.zeros(heads, 1, taps))
+        nn.init.trunc_normal_(self.local_bias, std=4e-4)
+        nn.init.trunc_normal_(self.local_tokens, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        bins = self.position.bins(height), self.position.bins(width)
+        pooled = self.pool_norm(F.adaptive_avg_pool2d(self.act(self.pool(x)), bins))
+        query, near, far = self.query(x), self.key_value(x), self.key_value(pooled)
+        with _full_precision(x):
+            y = self._aggregate(x, query, near, far)
+        return self.project(y.flatten(1, 2).to(query.dtype))
+
+    def _aggregate(self, x: Tensor, query: Tensor, near: Tensor, far: Tensor) -> Tensor:
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        height, width = x.shape[2:]
+        inside, count = _constants(x, _window, height, width, self.window_size)
+        num_pooled = far.shape[2] * far.shape[3]
+        rows, chunk, recompute = self.by_rows(x, num_pooled + len(inside))
+
+        query = F.normalize(self.split(query, dtype), dim=2)
+        tokens = self.local_tokens.to(dtype).transpose(1, 2) @ query.flatten(3)
+        tokens = tokens + self.local_token_bias.to(dtype).transpose(1, 2)
+        tokens = tokens.unflatten(3, (height, width))
+        query = self.scale(query, count + num_pooled)
+        key, value = (self.split(t, dtype) for t in near.chunk(2, 1))
+        far_key, far_value = (self.split(t, dtype) for t in far.chunk(2, 1))
+        far_key = F.normalize(far_key, dim=2)
+        margin = [self.window_size // 2] * 4
+        key, value = F.pad(F.normalize(key, dim=2), margin), F.pad(value, margin)
+
+        # For the joint softmax, all neighbours are one more key of the attention to the pooled
+        # map: its logit is the logsumexp of theirs, in a channel more of queries and keys, and a
+        # channel more of the values says how much of the attention it gets.
+        channels = -(-(self.head_dim + 1) // 8) * 8  # fast kernels want multiples of 8
+        extra = far.new_zeros(far.shape[2] + 1, far.shape[3], channels, dtype=dtype)
+        extra[-1, 0, self.head_dim] = 1
+        more = (0, channels - self.head_dim, 0, 0, 0, 1)
+        far_key, far_value = (
+            (F.pad(t.permute(0, 1, 3, 4, 2), more) + extra).flatten(2, 3)
+            for t in (far_key, far_value)
+        )
+        bias = self.position(x, dtype, chunk, recompute).with_extra_key()
+        local_bias = self.local_bias.to(dtype)[:, :, None, None]
+        outs = []
+        for i in range(0, height, rows):
+            part = slice(i, min(i + rows, height))
+            padded = slice(i, part.stop + self.window_size - 1)
+            args = (query[..., part, :], tokens[..., part, :], inside[:, part], local_bias)
+            args += (key[..., padded, :], value[..., padded, :], far_key, far_value)
+            args += (bias.values, bias.places[:, part], bias.weights[:, part])
+            outs.append(_call(recompute, self._rows, *args))
+        return torch.cat(outs, 3)
+
+    def _rows(
+        self,
+        query: Tensor,
+        tokens: Tensor,
+        inside: Tensor,
+        local_bias: Tensor,
+        key: Tensor,
+        value: Tensor,
+        far_key: Tensor,
+        far_value: Tensor,
+        *bias: Tensor,
+    ) -> Tensor:
+        """Some rows of the output, as ``(N, heads, channels, rows, columns)``."""
+        rows, columns = query.shape[3:]
+        taps = [
+            (..., slice(i, i + rows), slice(j, j + columns))
+            for i in range(self.window_size)
+            for j in range(self.window_size)
+        ]
+        local = torch.stack([(query * key[tap]).sum(2) for tap in taps], 2) + local_bias
+        local = local.masked_fill(~inside, -math.inf)
+        zeros = (0, 0, 0, 0, 0, far_key.shape[3] - self.head_dim - 1)
+        query = F.pad(torch.cat([query, local.logsumexp(2, keepdim=True)], 2), zeros)
+        y, share, _ = _attend(query, far_key, far_value, *bias).split(
+            [self.head_dim, 1, zeros[-1]], 2
+        )
+        local = local.softmax(2) * share + tokens
+        for weight, tap in zip(local.split(1, 2), taps, strict=True):
+            y = y + weight * value[tap]
+        return y
+
+
+@MODELS.register_module()
+class CosineAttention(_CosineQueries):
+    """TransNeXt's attention of its last stage: to all positions, with cosines for logits.
+
+    As in :class:`AggregatedAttention`, logits are scaled by a temperature and the logarithm of the
+    number of keys, biased by the position, and computed for some rows of queries at a time.
+
+    Args:
+        channels (int): Channels in and out, a multiple of ``head_dim``.
+        head_dim (int, optional): As in :class:`AggregatedAttention`. Defaults to None.
+        pretrain_size (int): Likewise. Defaults to 7.
+        bias_size (int, optional): Likewise. Defaults to None.
+        chunk_size (int): Likewise. Defaults to 2**24.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        head_dim: int | None = None,
+        pretrain_size: int = 7,
+        bias_size: int | None = None,
+        chunk_size: int = CHUNK_SIZE,
+    ):
+        super().__init__(channels, head_dim, 1, pretrain_size, bias_size, chunk_size)
+        self.query_key_value = PointwiseLinear(channels, 3 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.query_key_value(x)
+        with _full_precision(x):
+            y = self._attend(x, qkv)
+        return self.project(y.flatten(1, 2).to(qkv.dtype))
+
+    def _attend(self, x: Tensor, qkv: Tensor) -> Tensor:
+        dtype = torch.promote_types(qkv.dtype, torch.float32)
+        height, width = x.shape[2:]
+        query, key, value = (self.split(t, dtype) for t in qkv.chunk(3, 1))
+        lengths = torch.tensor(height * width, dtype=dtype, device=x.device)
+        query = self.scale(F.normalize(query, dim=2), lengths)
+        key = F.normalize(key, dim=2).flatten(3).transpose(2, 3).contiguous()
+        value = value.flatten(3).transpose(2, 3).contiguous()
+        rows, chunk, recompute = self.by_rows(x, height * width)
+        bias = self.position(x, dtype, chunk, recompute)
+        outs = []
+        for i in range(0, height, rows):
+            part = slice(i, min(i + rows, height))
+            args = (query[..., part, :], key, value)
+            args += (bias.values, bias.places[:, part], bias.weights[:, part])
+            outs.append(_call(recompute, _attend, *args))
+        return torch.cat(outs, 3)
