@@ -50,38 +50,28 @@ TRANSNEXT_NAMES = NameMap(
     classifier={'head.fc.': 'head.'},
 )
 _HUB = 'https://huggingface.co/DaiShiResearch/'
-_FILES = {
-    **{
-        f'transnext-{arch}': f'transnext-{arch}-224-1k/resolve/main/transnext_{arch}_224_1k.pth'
-        for arch in ('micro', 'tiny', 'small', 'base')
-    },
-    **{
-        f'transnext-{arch}-384': (
-            f'transnext-{arch}-384-1k-ft-1k/resolve/main/transnext_{arch}_384_1k_ft_1k.pth'
-        )
-        for arch in ('small', 'base')
-    },
-    'transnext-micro-AAAA': (
-        'transnext-micro-AAAA-256-1k/resolve/main/transnext_micro_AAAA_256_1k.pth'
-    ),
-    **{
-        f'maskrcnn-transnext-{arch}-coco': (
-            f'maskrcnn-transnext-{arch}-coco/resolve/main/'
-            f'mask_rcnn_transnext_{arch}_fpn_1x_coco_in1k.pth'
-        )
-        for arch in ('tiny', 'small', 'base')
-    },
-    **{
-        f'upernet-transnext-{arch}-ade20k': (
-            f'upernet-transnext-{arch}-ade/resolve/main/'
-            f'upernet_transnext_{arch}_512x512_160k_ade20k_in1k.pth'
-        )
-        for arch in ('tiny', 'small', 'base')
-    },
+_FILES = {  # repository and file
+    'transnext-micro': 'transnext-micro-224-1k transnext_micro_224_1k',
+    'transnext-tiny': 'transnext-tiny-224-1k transnext_tiny_224_1k',
+    'transnext-small': 'transnext-small-224-1k transnext_small_224_1k',
+    'transnext-base': 'transnext-base-224-1k transnext_base_224_1k',
+    'transnext-small-384': 'transnext-small-384-1k-ft-1k transnext_small_384_1k_ft_1k',
+    'transnext-base-384': 'transnext-base-384-1k-ft-1k transnext_base_384_1k_ft_1k',
+    'transnext-micro-AAAA': 'transnext-micro-AAAA-256-1k transnext_micro_AAAA_256_1k',
 }
+for _arch in ('tiny', 'small', 'base'):
+    _FILES[f'maskrcnn-transnext-{_arch}-coco'] = (
+        f'maskrcnn-transnext-{_arch}-coco mask_rcnn_transnext_{_arch}_fpn_1x_coco_in1k'
+    )
+    _FILES[f'upernet-transnext-{_arch}-ade20k'] = (
+        f'upernet-transnext-{_arch}-ade upernet_transnext_{_arch}_512x512_160k_ade20k_in1k'
+    )
 add_family(
     TRANSNEXT_NAMES,
-    weights={name: OfficialFile(f'{_HUB}{file}?download=true') for name, file in _FILES.items()},
+    weights={
+        name: OfficialFile(_HUB + '/resolve/main/'.join(file.split()) + '.pth?download=true')
+        for name, file in _FILES.items()
+    },
 )
 #: What has no weight decay in the official recipes, by parts of the official names
 _NO_WEIGHT_DECAY = ('query_embedding', 'relative_pos_bias_local', 'cpb', 'temperature')
@@ -188,14 +178,13 @@ class TransNeXt(MixerBackbone):
         mixer = branches['token']['mixer']
         if type_name(mixer['type']) in ('AggregatedAttention', 'CosineAttention'):
             pretrain_size = self.pretrain_size or self.settings['pretrain_size']
-            img_size = self.img_size or pretrain_size
-            stride = self.strides[i]
-            for name, side, least in (
-                ('pretrain_size', pretrain_size, 2),
-                ('img_size', img_size, 1),
-            ):
-                if side < least * stride:
-                    raise ValueError(f'{name} must be at least {least * stride}, got {side}')
+            img_size, stride = self.img_size or pretrain_size, self.strides[i]
+            for name, side, least in [
+                ('pretrain_size', pretrain_size, 2 * stride),
+                ('img_size', img_size, stride),
+            ]:
+                if side < least:
+                    raise ValueError(f'{name} must be at least {least}, got {side}')
             sides = dict(pretrain_size=pretrain_size // stride)
             if self.bias == 'interpolate':
                 sides['bias_size'] = img_size // stride

@@ -2,12 +2,22 @@
 
 import math
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...registry import MODELS
 from ..arch import check_odd
-from .aggregated import PointwiseLinear
 from .build import build_act
+
+
+class PointwiseLinear(nn.Linear):
+    """A linear layer at every position of ``(N, C, H, W)``: a 1x1 convolution.
+
+    Its weight has two axes, as in the official files, and is initialised as a linear layer's.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight[:, :, None, None], self.bias)
 
 
 @MODELS.register_module()
