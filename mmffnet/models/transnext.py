@@ -12,13 +12,12 @@ from typing import Any, ClassVar
 from mmengine.model import Sequential
 from torch import nn
 
+from ..checkpoint import NameMap, OfficialFile, add_family
 from ..config_types import type_name
-from ..official_names import NameMap, OfficialFile, add_family
 from ..registry import MODELS
 from .arch import check_count
 from .backbone import MixerBackbone
-from .norm import CHANNEL_LAYER_NORM
-from .reparam import build_norm
+from .layers import CHANNEL_LAYER_NORM, build_norm
 
 _BLOCK = {
     'token_norm.': 'norm1.',

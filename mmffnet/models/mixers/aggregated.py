@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...registry import MODELS
 from ..arch import check_count, check_odd
-from ..norm import ChannelLayerNorm
+from ..layers import ChannelLayerNorm
 from ..stage import is_traced
 from .conv_glu import PointwiseLinear
 from .position_bias import PositionBias, call, constants, weighted, window
