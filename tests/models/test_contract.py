@@ -81,6 +81,14 @@ FAMILIES = {
             out_indices=(0, 1, 2, 3),
         )
     ),
+    'TransNeXt': Family(
+        dict(
+            type='mmffnet.TransNeXt',
+            arch=dict(depths=(1, 1, 2, 1), channels=(24, 48, 48, 72)),
+            bias='interpolate',
+        ),
+        frozenset({'export', 'fuse', 'fx', 'script'}),
+    ),
 }
 
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from ...registry import MODELS
 from ..arch import check_count, check_odd
 from ..layers import ChannelLayerNorm
+from ..layers.norm import in_format_of
 from ..stage import is_traced
 from .conv_glu import PointwiseLinear
-from .position_bias import PositionBias, call, constants, weighted, window
+from .position_bias import PositionBias, call, constants, pooling, weighted, window
 
 #: Logits of an image that are computed at once; 64 MiB in float32
 CHUNK_SIZE = 2**24
@@ -42,7 +43,7 @@ def _attend(
     y = F.scaled_dot_product_attention(
         query.permute(0, 1, 4, 3, 2).flatten(2, 3), key, value, attn_mask=bias, scale=1.0
     )
-    return y.unflatten(2, (columns, rows)).permute(0, 1, 4, 3, 2)
+    return y.unflatten(2, (columns, rows)).permute(0, 1, 4, 3, 2).contiguous()
 
 
 class _CosineQueries(nn.Module):
@@ -90,15 +91,15 @@ class _CosineQueries(nn.Module):
     def split(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return x.to(dtype).unflatten(1, (self.heads, self.head_dim))
 
-    def scale(self, query: Tensor, lengths: Tensor) -> Tensor:
-        """Scales normalised queries, with the logarithm of the number of keys among others."""
+    def scale(self, query: Tensor, log_keys: Tensor | float) -> Tensor:
+        """Scales normalised queries, given the logarithm of the number of keys."""
         embedding = self.query_embedding.to(query.dtype).transpose(1, 2)[..., None]
         temperature = F.softplus(self.temperature.to(query.dtype))[..., None]
-        return (query + embedding) * (temperature * lengths.to(query.dtype).log())
+        return (query + embedding) * (temperature * log_keys)
 
     def by_rows(self, x: Tensor, num_keys: int) -> tuple[list[slice], bool]:
         """Rows of queries to compute at once, and whether to compute them again when needed."""
-        height, width = x.shape[2:]
+        height, width = map(int, x.shape[2:])
         total = self.heads * height * width * num_keys
         rows = min(max(self.chunk_size * height // total, 1), height)
         recompute = total > self.chunk_size and torch.is_grad_enabled() and not is_traced(x)
@@ -162,26 +163,29 @@ class AggregatedAttention(_CosineQueries):
         nn.init.trunc_normal_(self.local_tokens, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        bins = self.position.bins(height), self.position.bins(width)
-        pooled = self.pool_norm(F.adaptive_avg_pool2d(self.act(self.pool(x)), bins))
+        pooled = self.act(self.pool(x))
+        rows, columns = (
+            constants(x, pooling, size, self.position.bins(size)).to(pooled.dtype)
+            for size in map(int, x.shape[2:])
+        )
+        pooled = self.pool_norm(in_format_of(x, rows @ pooled @ columns.T))
         query, near, far = self.query(x), self.key_value(x), self.key_value(pooled)
         with _full_precision(x):
             y = self._aggregate(x, query, near, far)
-        return self.project(y.flatten(1, 2).to(query.dtype))
+        return self.project(in_format_of(x, y.flatten(1, 2).to(query.dtype)))
 
     def _aggregate(self, x: Tensor, query: Tensor, near: Tensor, far: Tensor) -> Tensor:
         dtype = torch.promote_types(query.dtype, torch.float32)
-        height, width = x.shape[2:]
+        height, width = map(int, x.shape[2:])
         inside, count = constants(x, window, height, width, self.window_size)
-        num_pooled = far.shape[2] * far.shape[3]
+        num_pooled = int(far.shape[2] * far.shape[3])
         parts, recompute = self.by_rows(x, num_pooled + len(inside))
 
         query = F.normalize(self.split(query, dtype), dim=2)
         tokens = self.local_tokens.to(dtype).transpose(1, 2) @ query.flatten(3)
         tokens = tokens + self.local_token_bias.to(dtype).transpose(1, 2)
         tokens = tokens.unflatten(3, (height, width))
-        query = self.scale(query, count + num_pooled)
+        query = self.scale(query, (count + num_pooled).to(dtype).log())
         key, value = (self.split(t, dtype) for t in near.chunk(2, 1))
         far_key, far_value = (self.split(t, dtype) for t in far.chunk(2, 1))
         far_key = F.normalize(far_key, dim=2)
@@ -271,14 +275,13 @@ class CosineAttention(_CosineQueries):
         qkv = self.query_key_value(x)
         with _full_precision(x):
             y = self._attend(x, qkv)
-        return self.project(y.flatten(1, 2).to(qkv.dtype))
+        return self.project(in_format_of(x, y.flatten(1, 2).to(qkv.dtype)))
 
     def _attend(self, x: Tensor, qkv: Tensor) -> Tensor:
         dtype = torch.promote_types(qkv.dtype, torch.float32)
-        height, width = x.shape[2:]
+        height, width = map(int, x.shape[2:])
         query, key, value = (self.split(t, dtype) for t in qkv.chunk(3, 1))
-        lengths = torch.tensor(height * width, dtype=dtype, device=x.device)
-        query = self.scale(F.normalize(query, dim=2), lengths)
+        query = self.scale(F.normalize(query, dim=2), math.log(height * width))
         key = F.normalize(key, dim=2).flatten(3).transpose(2, 3).contiguous()
         value = value.flatten(3).transpose(2, 3).contiguous()
         parts, recompute = self.by_rows(x, height * width)

@@ -2,7 +2,8 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,19 +39,35 @@ class _Constants:
 constants = _Constants()
 
 
+def _edges(size: int, bins: int) -> tuple[list[int], list[int]]:
+    """Where the bins of adaptive average pooling begin and end, which may overlap."""
+    starts = [k * size // bins for k in range(bins)]
+    return starts, [-(-(k + 1) * size // bins) for k in range(bins)]
+
+
+def pooling(size: int, bins: int, device: torch.device) -> Tensor:
+    """Adaptive average pooling along an axis, as a matrix of the shape ``(bins, size)``.
+
+    PyTorch's own has no deterministic gradient on GPUs, and is not exported for all sizes.
+    """
+    positions = torch.arange(size, device=device)
+    starts, ends = (torch.tensor(e, device=device)[:, None] for e in _edges(size, bins))
+    return ((starts <= positions) & (positions < ends)).double() / (ends - starts)
+
+
 def _offsets(size: int, bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The different offsets between positions and the centres of bins, along an axis.
 
     Args:
         size (int): Number of positions, the queries.
-        bins (int): Number of bins that adaptive average pooling makes of them, the keys.
+        bins (int): Number of bins of adaptive average pooling, the keys.
         device (torch.device): Where to.
 
     Returns:
         tuple[Tensor, Tensor]: The offsets, and the place of each query's and key's offset in them.
     """
     # all is doubled, since centres of bins may be halves
-    centres = [k * size // bins - (-(k + 1) * size // bins) - 1 for k in range(bins)]
+    centres = [start + end - 1 for start, end in zip(*_edges(size, bins), strict=True)]
     step = 2 if len({c % 2 for c in centres}) == 1 else 1
     first, last = -max(centres), 2 * (size - 1) - min(centres)
     offsets = torch.arange(first, last + 1, step, dtype=torch.float64, device=device) / 2
@@ -144,7 +161,7 @@ class PositionBias(nn.Module):
 
     def forward(self, x: Tensor, dtype: torch.dtype, chunk: int, recompute: bool) -> 'Bias':
         """Makes the bias for a map, ready to be cut into rows of queries."""
-        height, width = x.shape[2:]
+        height, width = map(int, x.shape[2:])
         (dh, rows, row_weights), (dw, columns, column_weights) = (
             constants(x, _axis, n, self.bins(n), grid, self.bins(grid))
             for n in (height, width)
@@ -170,7 +187,8 @@ class PositionBias(nn.Module):
         return (offsets.sign() * (offsets.abs() + 1).log2() / 3).to(dtype)
 
 
-class Bias(NamedTuple):
+@dataclass(frozen=True)
+class Bias:
     """The bias of a map, by offsets of rows.
 
     Args:
@@ -191,9 +209,9 @@ class Bias(NamedTuple):
         weights = F.pad(self.weights, (0, 1), value=1 / len(places))
         return Bias(torch.cat([self.values, extra], 2), places, weights)
 
-    def rows(self, part: slice) -> 'Bias':
-        """Returns the bias of some rows of queries."""
-        return Bias(self.values, self.places[:, part], self.weights[:, part])
+    def rows(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns values, places and weights for some rows of queries."""
+        return self.values, self.places[:, part], self.weights[:, part]
 
 
 def weighted(values: Tensor, dim: int, places: Tensor, weights: Tensor) -> Tensor:
