@@ -18,6 +18,7 @@ from .models import (  # noqa: E402
     FFNet,
     FFNetSeg,
     PoolFormer,
+    TransNeXt,
     reparameterize,
 )
 from .version import __version__  # noqa: E402
@@ -29,6 +30,7 @@ __all__ = [
     'FFNetSeg',
     'LayerDecayConstructor',
     'PoolFormer',
+    'TransNeXt',
     '__version__',
     'config_path',
     'load_pretrained',

@@ -18,7 +18,10 @@ from .mixers import (
     MLP,
     AdaptiveFrequencyFilter,
     AdditiveAttention,
+    AggregatedAttention,
     ConvFFN,
+    ConvGLU,
+    CosineAttention,
     FFNifiedAttention,
     GatingMixer,
     InvertedResidual,
@@ -29,17 +32,21 @@ from .mixers import (
     SpectrumMixer,
 )
 from .poolformer import PoolFormer
+from .transnext import TransNeXt
 
 __all__ = [
     'MLP',
     'AFFNet',
     'AdaptiveFrequencyFilter',
     'AdditiveAttention',
+    'AggregatedAttention',
     'CASViT',
     'ChannelLayerNorm',
     'ClassDiceLoss',
     'ConvFFN',
+    'ConvGLU',
     'ConvPoolNeck',
+    'CosineAttention',
     'FFNet',
     'FFNetSeg',
     'FFNifiedAttention',
@@ -54,6 +61,7 @@ __all__ = [
     'SelfAttention',
     'ShuffleMixer',
     'SpectrumMixer',
+    'TransNeXt',
     'reparameterize',
 ]
 

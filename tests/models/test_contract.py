@@ -89,6 +89,14 @@ FAMILIES = {
     'CASViT': Family(
         dict(type='mmffnet.CASViT', arch=dict(depths=(1, 2, 1, 1), channels=(8, 12, 20, 16)))
     ),
+    'TransNeXt': Family(
+        dict(
+            type='mmffnet.TransNeXt',
+            arch=dict(depths=(1, 1, 2, 1), channels=(24, 48, 48, 72)),
+            bias='interpolate',
+        ),
+        frozenset({'export', 'fuse', 'fx', 'script'}),
+    ),
 }
 
 

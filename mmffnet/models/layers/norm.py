@@ -11,7 +11,8 @@ CHANNEL_LAYER_NORM = dict(type='mmffnet.ChannelLayerNorm', eps=1e-6)
 
 
 @torch.fx.wrap  # a choice that a graph of torch.fx must make when it runs
-def _in_format_of(x: Tensor, y: Tensor) -> Tensor:
+def in_format_of(x: Tensor, y: Tensor) -> Tensor:
+    """Returns ``y`` in the memory format of ``x``."""
     if x.is_contiguous():
         return y.contiguous()
     return y.contiguous(memory_format=torch.channels_last)
@@ -36,4 +37,4 @@ class ChannelLayerNorm(nn.LayerNorm):
         y = F.layer_norm(
             x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps
         ).permute(0, 3, 1, 2)
-        return _in_format_of(x, y)
+        return in_format_of(x, y)

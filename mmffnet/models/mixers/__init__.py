@@ -8,8 +8,10 @@ ours if there is one of that name.
 """
 
 from .additive import AdditiveAttention
+from .aggregated import AggregatedAttention, CosineAttention
 from .attention import SelfAttention
 from .build import build_act, build_mixer
+from .conv_glu import ConvGLU
 from .frequency import AdaptiveFrequencyFilter
 from .gating import GatingMixer
 from .inverted_residual import InvertedResidual
@@ -22,7 +24,10 @@ __all__ = [
     'MLP',
     'AdaptiveFrequencyFilter',
     'AdditiveAttention',
+    'AggregatedAttention',
     'ConvFFN',
+    'ConvGLU',
+    'CosineAttention',
     'DepthwiseConv',
     'FFNifiedAttention',
     'GatingMixer',
