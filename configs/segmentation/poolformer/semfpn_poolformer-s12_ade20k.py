@@ -2,7 +2,7 @@
 
 _base_ = [
     'mmseg::_base_/models/fpn_r50.py',
-    '../../_base_/ade20k.py',
+    '../../_base_/datasets/ade20k.py',
     '../../_base_/schedules/ade20k_40k.py',
 ]
 
