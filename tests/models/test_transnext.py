@@ -108,9 +108,8 @@ class Reference:
 
     def scaled(self, key, query, count):
         temperature = torch.log(1 + self.p[f'{key}.temperature'].exp())
-        return (
-            (query + self.p[f'{key}.query_embedding']) * temperature * count.double().log()[:, None]
-        )
+        query = query + self.p[f'{key}.query_embedding']
+        return query * temperature * count.double().log()[:, None]
 
     def bias_of(self, key, height, width, rows, columns, unit):
         """The position bias (heads, queries, keys) of a map and its pooled keys."""
