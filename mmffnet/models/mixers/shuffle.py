@@ -63,6 +63,8 @@ class ShuffleMixer(nn.Module):
         self.attentions = nn.ModuleList(
             _Attention(channels // groups, num_heads) for _ in range(groups)
         )
+        # here, and not as a decorator, since it imports the compiler, which takes a second
+        torch.compiler.assume_constant_result(_permutations)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -113,7 +115,6 @@ class _Attention(nn.Module):
         return self.project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-@torch.compiler.assume_constant_result
 def _permutations(seed: int, channels: int, groups: int, length: int) -> list[Tensor]:
     """The permutations of the channels and of the scalars of each group, with their inverses."""
     return [torch.from_numpy(p) for p in _draw(seed, channels, groups, length)]
