@@ -98,13 +98,13 @@ class OpenMMLabModel:
             color_type=load.get('color_type', 'color'), backend=load.get('imdecode_backend', 'cv2')
         )
         self.dtype = np.float32 if load.get('to_float32') else np.uint8
+        with scope_of(cfg):
+            self.pipeline = Compose(steps)
         self.model, meta = load_model(cfg, checkpoint)
         self.legend = find_legend(cfg, meta)
         if fuse:
             reparameterize(self.model)
         self.model.to(device)
-        with scope_of(cfg):
-            self.pipeline = Compose(steps)
 
     def predict(self, pictures: Sequence[np.ndarray]) -> list[Arrays]:
         if self.task == 'detection':  # mmdet pads pictures to one size; the others cannot
