@@ -12,9 +12,8 @@ from ..errors import UsageError
 from .forms import Form, prepare
 from .memory import quiet_profile
 from .networks import Network
-from .report import markdown
+from .report import Rows
 
-Rows = list[dict[str, Any]]
 _MARK = 'module '
 
 
@@ -43,9 +42,8 @@ def profile_network(
             Defaults to None.
 
     Returns:
-        tuple[list[dict], list[dict]]: Rows of modules, in the order in which they run, and rows of
-        operators, the most expensive first. Times are milliseconds per call and include what the
-        profiler adds.
+        tuple: Rows of modules in the order in which they run, and of operators, the most expensive
+        first: milliseconds per call, with what the profiler adds, and shares in percent.
 
     Raises:
         UsageError: If the form runs outside of PyTorch.
@@ -56,7 +54,7 @@ def profile_network(
     model = network.build('cpu')
     image = torch.rand(batch, 3, *(size or network.size), device=device)
     call, _ = prepare(model, form, image, torch.get_num_threads(), Path())
-    names = {} if form.compile or form.freeze else _mark_modules(model, depth)
+    names = [] if form.compile or form.freeze else _mark_modules(model, depth)
     for _ in range(2):
         call()
     activities = [ProfilerActivity.CPU]
@@ -73,36 +71,35 @@ def profile_network(
     events = found.key_averages()
     unit = 1e-3 / calls  # microseconds of all calls to milliseconds of one
     kind = 'device' if on_gpu else 'cpu'
-    spent = {e.key: getattr(e, f'{kind}_time_total') * unit for e in events}
     # on GPUs the marks come a second time, as what the device did in the meantime
-    operators = [e for e in events if not e.key.startswith((_MARK, 'ProfilerStep'))]
-    own = {e.key: getattr(e, f'self_{kind}_time_total') * unit for e in operators}
-    total = sum(own.values()) or 1.0
+    own = [
+        (e.key, e.count / calls, getattr(e, f'self_{kind}_time_total') * unit)
+        for e in events
+        if not e.key.startswith((_MARK, 'ProfilerStep'))
+    ]
+    total = sum(ms for *_, ms in own) or 1.0
+    spent = {e.key: getattr(e, f'{kind}_time_total') * unit for e in events}
     ran = [name for name in names if _MARK + name in spent]
     modules = []
     for name in ran:
-        above = sum(name.startswith(f'{other}.') for other in ran)
+        indent = '  ' * sum(name.startswith(f'{other}.') for other in ran)
         ms = spent[_MARK + name]
-        modules.append(dict(module='  ' * above + name, ms=ms, share=ms / total))
-    counts = {e.key: e.count / calls for e in operators}
-    ranked = sorted(own, key=lambda key: -own[key])
+        modules.append(dict(module=indent + name, ms=f'{ms:.2f}', share=f'{100 * ms / total:.1f}'))
     return modules, [
-        dict(operator=key, calls=counts[key], ms=own[key], share=own[key] / total)
-        for key in ranked
-        if own[key] > 0
+        dict(operator=key, calls=f'{n:g}', ms=f'{ms:.2f}', share=f'{100 * ms / total:.1f}')
+        for key, n, ms in sorted(own, key=lambda one: -one[2])
+        if ms > 0
     ]
 
 
-def _mark_modules(model: nn.Module, depth: int) -> dict[str, None]:
+def _mark_modules(model: nn.Module, depth: int) -> list[str]:
     """Makes modules tell the profiler when they run; returns their names."""
-    names: dict[str, None] = {}
-    for name, module in model.named_modules():
-        if name and name.count('.') < depth:
-            names[name] = None
-            marks: list[record_function] = []
-            module.register_forward_pre_hook(partial(_open, _MARK + name, marks))
-            module.register_forward_hook(partial(_close, marks))
-    return names
+    marked = {n: m for n, m in model.named_modules() if n and n.count('.') < depth}
+    for name, module in marked.items():
+        marks: list[record_function] = []
+        module.register_forward_pre_hook(partial(_open, _MARK + name, marks))
+        module.register_forward_hook(partial(_close, marks))
+    return list(marked)
 
 
 def _open(name: str, marks: list[record_function], *_: Any) -> None:
@@ -111,29 +108,3 @@ def _open(name: str, marks: list[record_function], *_: Any) -> None:
 
 def _close(marks: list[record_function], *_: Any) -> None:
     marks.pop().__exit__(None, None, None)
-
-
-def describe(modules: Rows, operators: Rows) -> str:
-    """Both as tables for people, in Markdown."""
-    text = ''
-    if modules:
-        text = markdown(
-            [
-                {
-                    'module': row['module'],
-                    'ms': f'{row["ms"]:.2f}',
-                    'share': f'{100 * row["share"]:.1f}',
-                }
-                for row in modules
-            ]
-        )
-    lines = [
-        {
-            'operator': row['operator'],
-            'calls': f'{row["calls"]:g}',
-            'ms': f'{row["ms"]:.2f}',
-            'share': f'{100 * row["share"]:.1f}',
-        }
-        for row in operators
-    ]
-    return f'{text}\n{markdown(lines)}'

@@ -2,13 +2,14 @@
 
 import gc
 import math
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,8 +57,7 @@ class Measurement:
         return f'{self.network.name} {self.form}'
 
 
-@dataclass(frozen=True)
-class Spread:
+class Spread(NamedTuple):
     """Median and quartiles."""
 
     median: float
@@ -67,10 +67,7 @@ class Spread:
 
 def spread(values: Sequence[float]) -> Spread:
     """Median and quartiles of a few values."""
-    if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
-    low, median, high = statistics.quantiles(values, n=4, method='inclusive')
-    return Spread(median, low, high)
+    return Spread(*map(float, np.quantile(values, (0.5, 0.25, 0.75))))
 
 
 def speedup(base: Measurement, other: Measurement) -> Spread | None:

@@ -56,8 +56,8 @@ def rows(measurements: Sequence[Measurement], batch: int) -> list[dict[str, Any]
             ('ms', spread([1e3 * s for s in m.seconds]) if m.seconds else None),
             ('speedup', speedup(first, m)),
         ):
-            for key in ('median', 'low', 'high'):
-                row[f'{name}_{key}'] = None if values is None else round(getattr(values, key), 4)
+            for i, key in enumerate(Spread._fields):
+                row[f'{name}_{key}'] = None if values is None else round(values[i], 4)
         row.update(deviation=m.deviation, memory=m.memory, problem=m.problem)
         found.append(row)
     return found
