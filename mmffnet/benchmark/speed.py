@@ -56,6 +56,9 @@ class Measurement:
     def name(self) -> str:
         return f'{self.network.name} {self.form}'
 
+    def milliseconds(self, batch: int = 1) -> 'Spread | None':
+        return spread([1e3 * s / batch for s in self.seconds]) if self.seconds else None
+
 
 class Spread(NamedTuple):
     """Median and quartiles."""
