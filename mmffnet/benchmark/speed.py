@@ -16,8 +16,8 @@ from torch import Tensor
 from mmffnet_cli import FORMATS, format_of
 
 from .forms import RUNTIMES, Call, Form, prepare, prepare_exported, prepare_training
-from .memory import peak_memory
 from .networks import Network
+from .profile import peak_memory
 
 #: Seconds that a turn should last at least: what is faster is called several times
 _TURN = 0.05

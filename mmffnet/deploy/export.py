@@ -24,8 +24,7 @@ from ..engine.models import find_legend, load_model
 from ..engine.runner import innermost_dataset
 from .check import TOLERANCES, deviations, draw_pictures, in_batches, predict, read_pictures
 from .coreml import check_coreml
-from .formats import MIN_SIZE, write
-from .quantize import write_int8
+from .formats import MIN_SIZE, write, write_int8
 from .reparameterize import refuse_existing
 from .runtimes import load_exported
 from .wrap import wrap
