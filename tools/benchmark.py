@@ -193,7 +193,8 @@ def _add_profile(tasks: Any) -> None:
 def _profile(args: argparse.Namespace) -> int:
     from mmffnet.benchmark.forms import parse_form
     from mmffnet.benchmark.networks import find_network
-    from mmffnet.benchmark.profile import describe, profile_network
+    from mmffnet.benchmark.profile import profile_network
+    from mmffnet.benchmark.report import markdown
 
     size, device, _ = _prepare(args)
     modules, operators = profile_network(
@@ -206,7 +207,7 @@ def _profile(args: argparse.Namespace) -> int:
         depth=args.depth,
         trace=args.trace,
     )
-    print(describe(modules, operators[: args.top]), end='')
+    print(f'{markdown(modules)}\n{markdown(operators[: args.top])}', end='')
     return 0
 
 

@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
@@ -27,15 +26,13 @@ AROUND = {
 }
 
 
-@dataclass(frozen=True)
-class Peer:
-    """A network of timm's and what its authors published.
+class Peer(NamedTuple):
+    """A network of timm's and what its authors published, for ImageNet-1k alone and no teacher.
 
     Args:
         timm_name (str): Its name there.
         size (int): Height and width of the pictures that the accuracy was measured on.
-        accuracy (float): Published top-1 accuracy on ImageNet-1k, trained on it alone and without
-            a teacher.
+        accuracy (float): Top-1 accuracy.
         source (str): Where that is published.
     """
 
@@ -72,6 +69,8 @@ class TimmFeatures(nn.Module):
         name (str): Its name.
     """
 
+    out_indices = (0, 1, 2, 3)
+
     def __init__(self, name: str) -> None:
         super().__init__()
         timm = import_runtime('timm')
@@ -81,7 +80,6 @@ class TimmFeatures(nn.Module):
             self.net = timm.create_model(name, features_only=True, pretrained=False, **options)
         except (AttributeError, RuntimeError, TypeError) as error:
             raise UsageError(f"timm has no backbone '{name}': {error}") from error
-        self.out_indices = (0, 1, 2, 3)
         self.out_channels = tuple(self.net.feature_info.channels()[-4:])
         self.channels_are_last = getattr(self.net, 'output_fmt', 'NCHW') == 'NHWC'
 
@@ -136,7 +134,7 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
         backbone = dict(type='FFNet', arch=name)
     elif name in FFNetSeg.arch_settings:
         backbone = dict(type='FFNetSeg', arch=name, out_indices=(0, 1, 2, 3))
-    elif peer is not None or name.startswith('timm:'):
+    elif peer or name.startswith('timm:'):
         timm_name = peer.timm_name if peer else name.removeprefix('timm:')
         backbone = dict(type='mmffnet.TimmFeatures', name=timm_name)
     elif format_of(name):
@@ -154,10 +152,9 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
     if around is not None:
         config, size = AROUND[around]
         return Network(name, partial(_build_around, config, backbone), size)
-    size = (peer.size, peer.size) if peer else (256, 256)
-    accuracy, source = (peer.accuracy, peer.source) if peer else _published(name, size)
-    build = partial(_build_backbone, backbone)
-    return Network(name, build, size, accuracy, source, 'arch' in backbone)
+    side, accuracy, source = peer[1:] if peer else (256, *_published(name, 256))
+    build = partial(build_model, Config(dict(model=backbone)))
+    return Network(name, build, (side, side), accuracy, source, 'arch' in backbone)
 
 
 def _find_exported(path: Path) -> Network:
@@ -170,11 +167,6 @@ def _find_exported(path: Path) -> Network:
         raise UsageError(str(error)) from error
     size = (meta['height'] or 256, meta['width'] or 256)
     return Network(path.name, build, size, exported=path)
-
-
-def _build_backbone(backbone: dict[str, Any], device: str) -> nn.Module:
-    with torch.device(device):
-        return MODELS.build(backbone).eval()
 
 
 def _build_around(config: str, backbone: dict[str, Any], device: str) -> nn.Module:
@@ -214,10 +206,9 @@ def input_size(cfg: Config) -> tuple[int, int]:
     return 256, 256
 
 
-def _published(arch: str, size: tuple[int, int]) -> tuple[float | None, str]:
+def _published(arch: str, size: int) -> tuple[float | None, str]:
     for entry in read_entries():
-        if entry.name.startswith(f'{arch}_') and entry.metadata.get('Input Size') == size[0]:
-            accuracy = entry.published.get('Top 1 Accuracy')
-            if accuracy is not None:
-                return accuracy, 'github.com/ysj9909/FFNet (v1.0)'
+        accuracy = entry.published.get('Top 1 Accuracy')
+        if entry.name.startswith(f'{arch}_') and entry.metadata.get('Input Size') == size:
+            return accuracy, 'github.com/ysj9909/FFNet (v1.0)' if accuracy else ''
     return None, ''

@@ -136,7 +136,7 @@ def test_a_checkpoint_with_more_than_the_model(infer, place):
     raw['state_dict']['extra'] = torch.zeros(1)
     torch.save(raw, place / 'more.pth')
     said = []
-    handler = logging.Handler()
+    handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())
     logger = MMLogger.get_current_instance()
     logger.addHandler(handler)
