@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mmengine.device import get_device
 
+from ..engine.imports import import_models
 from ..engine.runner import build_runner, read_config, run, test_config
 from ..errors import UsageError
 from .flops import count_network
@@ -22,6 +23,7 @@ def main() -> None:
     try:
         cfg = read_config(request['config'], options, request['work_dir'])
         test_config(cfg, request['checkpoint'], tta=request['tta'], fuse=request['fuse'])
+        import_models(cfg)
         metrics = run(build_runner(cfg), 'test')
     except UsageError as error:
         sys.exit(str(error))
