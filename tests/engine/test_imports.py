@@ -1,7 +1,6 @@
 """Which OpenMMLab packages are imported for a config."""
 
 import json
-import runpy
 import sys
 
 import pytest
@@ -54,12 +53,10 @@ model = dict(
 def test_packages_of_a_config(toy, tmp_path, monkeypatch, config, options, packages):
     for name in ('mmdet', 'mmpretrain', 'mmseg'):
         pytest.importorskip(f'{name}.models')
-    script = tmp_path / 'build.py'
-    script.write_text(SCRIPT)
     (tmp_path / 'reid.py').write_text(REID)
     monkeypatch.chdir(tmp_path)
     known = dict(config=config, options=options)
-    child = toy.Child(tmp_path / 'log', str(script), known, function=runpy.run_path)
+    child = toy.Child(tmp_path / 'log', SCRIPT, known, function=toy.run_code)
     assert child.wait() == 0, child.text
     assert json.loads(child.text.splitlines()[-1]) == packages
 
