@@ -53,7 +53,8 @@ class _Strips(torch.autograd.Function):
         if multiplier == 1:
             return parts[0]
         shape = (len(x), len(weight), *parts[0].shape[2:])
-        y = x.new_empty(shape).contiguous(memory_format=_memory_format(x))
+        layout = _memory_format(x)
+        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
         for i, part in enumerate(parts):
             y[:, i::multiplier] = part
         return y
@@ -72,15 +73,14 @@ class _Strips(torch.autograd.Function):
             found = [_convolution_backward(g, x, w, stride, padding, 0) for g, w in parts]
             grad_x = sum(found[1:], found[0])
         if ctx.needs_input_grad[1]:
-            if multiplier == 1:
-                grad_weight = _weight_gradient(grad, x, weight, stride, padding)
-            elif stride == (1, 1) or weight.shape[3] <= _WIDEST:
-                found = [_weight_gradient(g, x, w, stride, padding) for g, w in parts]
-                grad_weight = torch.stack(found, 1).flatten(0, 1)
-            else:  # strips of several parts with a stride are slower than a dense convolution
+            grad_weight = torch.empty_like(weight)  # of its strides, as a reducer wants gradients
+            if multiplier == 1 or stride == (1, 1) or weight.shape[3] <= _WIDEST:
+                for i, (g, w) in enumerate(parts):
+                    grad_weight[i::multiplier] = _weight_gradient(g, x, w, stride, padding)
+            else:  # strips of several parts with a stride take longer than a dense convolution
                 last = torch.channels_last
-                grad, x = grad.contiguous(memory_format=last), x.contiguous(memory_format=last)
-                grad_weight = _convolution_backward(grad, x, weight, stride, padding, 1)
+                g, x = grad.contiguous(memory_format=last), x.contiguous(memory_format=last)
+                grad_weight[:] = _convolution_backward(g, x, weight, stride, padding, 1)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias, None, None
