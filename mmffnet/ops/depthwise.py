@@ -78,6 +78,7 @@ def depthwise_conv2d(
     bias: Tensor | None = None,
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
+    groups: int | None = None,
     kernels: str | None = None,
 ) -> Tensor:
     """A convolution whose every output sees one channel.
@@ -89,6 +90,7 @@ def depthwise_conv2d(
         bias (Tensor, optional): (M * C,). Defaults to None.
         stride (tuple[int, int]): Defaults to (1, 1).
         padding (tuple[int, int]): Zeros around the map. Defaults to (0, 0).
+        groups (int, optional): C, which a graph should have as a constant. Defaults to None.
         kernels (str, optional): Overrides :func:`use_kernels` and ``MMFFNET_KERNELS``. Defaults to
             None.
     """
@@ -100,7 +102,7 @@ def depthwise_conv2d(
             return depthwise_strips(x, weight, bias, stride, padding)
         if implementation == 'repeat':
             return depthwise_repeat(x, weight, bias, stride, padding)
-    return F.conv2d(x, weight, bias, stride, padding, 1, x.shape[1])
+    return F.conv2d(x, weight, bias, stride, padding, 1, groups or x.shape[1])
 
 
 def depthwise_repeat(

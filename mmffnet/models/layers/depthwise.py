@@ -1,5 +1,7 @@
 """The depthwise convolution as a layer."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,4 +40,5 @@ class DepthwiseConv2d(nn.Conv2d):
         if torch.jit.is_scripting():
             return F.conv2d(input, weight, bias, self.stride, self.padding, 1, self.groups)
         else:  # noqa: RET505 (TorchScript must not see it)
-            return depthwise_conv2d(input, weight, bias, self.stride, self.padding)  # type: ignore[arg-type]
+            geometry: Any = (self.stride, self.padding, self.groups)
+            return depthwise_conv2d(input, weight, bias, *geometry)
