@@ -7,7 +7,7 @@ import families
 import pytest
 import torch
 import yaml
-from family_configs import TASKS, batch, build, names_of, read, scope_of, small
+from family_configs import ROOT, TASKS, batch, build, metadata, names_of, read, scope_of, small
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,7 +24,6 @@ SEGMENTORS = [name for name in CONFIGS if name.startswith('segmentation/')]
 CLASSIFIERS = [name for name in CONFIGS if name.startswith('classification/')]
 #: The smallest network in each system
 SMALLEST = [n for n in CONFIGS if re.search(r'-(s12|xs|micro)_(?!384)|/(mask|uper).*-tiny_', n)]
-ROOT = Path(mmffnet.config_path(CONFIGS[0])).parents[3]
 
 
 def family_of(name):
@@ -33,13 +32,6 @@ def family_of(name):
 
 def arch_of(name):
     return re.search(r'(?:poolformer|casvit|transnext)-([\w-]+?)_', name)[1]
-
-
-def metadata(name):
-    """What the metafile says of a config."""
-    path = ROOT / 'configs' / Path(name).parent / 'metafile.yml'
-    models = yaml.safe_load(path.read_text())['Models']
-    return next(m['Metadata'] for m in models if m['Config'] == f'configs/{name}')
 
 
 def test_what_is_there():
