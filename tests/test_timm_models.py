@@ -1,7 +1,6 @@
 """Our networks as models of timm: registered by an import, same weights, same outputs."""
 
 import re
-import sys
 
 import official_reference as official
 import pytest
