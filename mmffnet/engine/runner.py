@@ -116,7 +116,8 @@ def train_config(
     Raises:
         UsageError: If data are missing, or an option does not fit the config.
     """
-    _check_data(cfg, 'train', 'val')
+    if missing := find_missing_data(cfg, 'train', 'val'):
+        raise UsageError(missing)
     if amp:
         if get_device() in ('cpu', 'mps'):
             raise UsageError('--amp needs a GPU: mmengine trains in full precision elsewhere')
@@ -133,7 +134,13 @@ def train_config(
         cfg.auto_scale_lr.enable = True
     if resume is not None:
         _resume(cfg, resume)
-    _add_training_hooks(cfg)
+    hooks = cfg.get('default_hooks') or {}
+    checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
+    if isinstance(checkpoint, dict) and _hook_class(cfg, checkpoint) is CheckpointHook:
+        checkpoint = dict(checkpoint, type='mmffnet.SafeCheckpointHook')
+    cfg.default_hooks = dict(hooks, checkpoint=checkpoint)
+    for name in ('ExactResumeHook', 'FiniteLossHook', 'WholeCheckpointHook'):
+        _add_hook(cfg, name)
     _add_speed_hooks(cfg, compile, channels_last)
     return cfg
 
@@ -181,7 +188,8 @@ def test_config(
         _show_predictions(cfg, show, show_dir, wait_time)
     if out:
         _keep_predictions(cfg, out)
-    _check_data(cfg, 'test')  # after the options that can do without labels
+    if missing := find_missing_data(cfg, 'test'):  # after the options that can do without labels
+        raise UsageError(missing)
     if fuse:
         # A checkpoint's weights are the averaged ones, and a fused model has nothing to swap with.
         hooks = cfg.get('custom_hooks') or []
@@ -302,12 +310,6 @@ def innermost_dataset(cfg: Config, part: str) -> ConfigDict:
     return dataset
 
 
-def _check_data(cfg: Config, *parts: str) -> None:
-    missing = find_missing_data(cfg, *parts)
-    if missing:
-        raise UsageError(missing)
-
-
 def _resume(cfg: Config, resume: str) -> None:
     if resume == 'auto':
         rank = _RANKS.get(cfg.get('launcher', 'none'))
@@ -360,16 +362,6 @@ def _add_speed_hooks(cfg: Config, compile: bool, channels_last: bool) -> None:
         _add_hook(cfg, 'CompileHook')
     if channels_last:
         _add_hook(cfg, 'ChannelsLastHook')
-
-
-def _add_training_hooks(cfg: Config) -> None:
-    hooks = cfg.get('default_hooks') or {}
-    checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
-    if isinstance(checkpoint, dict) and _hook_class(cfg, checkpoint) is CheckpointHook:
-        checkpoint = dict(checkpoint, type='mmffnet.SafeCheckpointHook')
-    cfg.default_hooks = dict(hooks, checkpoint=checkpoint)
-    for name in ('ExactResumeHook', 'FiniteLossHook', 'WholeCheckpointHook'):
-        _add_hook(cfg, name)
 
 
 def _distribute_on_cpu(cfg: Config) -> None:
