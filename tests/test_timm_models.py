@@ -1,8 +1,5 @@
 """Our networks as models of timm: registered by an import, same weights, same outputs."""
 
-import subprocess
-import sys
-
 import official_reference as official
 import pytest
 import torch
@@ -18,7 +15,7 @@ pytest.importorskip('mmffnet.timm_models')
 LIMIT = LIMITS['float64']
 
 
-def test_an_import_registers_them_and_waits_for_nothing():
+def test_an_import_registers_them_and_waits_for_nothing(toy, tmp_path):
     code = (
         'import sys, mmffnet\n'
         'assert not {"timm", "mmffnet.timm_models"} & set(sys.modules)\n'
@@ -26,8 +23,8 @@ def test_an_import_registers_them_and_waits_for_nothing():
         'assert not any("timm" in repr(finder).lower() for finder in sys.meta_path)\n'
         'print(timm.create_model("mmffnet_nano", features_only=True).feature_info.channels())'
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert done.stdout == '[32, 64, 128, 256]\n', done.stderr
+    child = toy.Child(tmp_path / 'log', code, function=toy.run_code)
+    assert child.wait() == 0 and child.text.endswith('[32, 64, 128, 256]\n'), child.text
 
 
 def test_names_and_weights():

@@ -116,7 +116,7 @@ def _add_speed(tasks: Any) -> None:
     parser.add_argument(
         '--forms',
         help='separated by commas, each a sum of fused, channels_last, compile, freeze, bf16, '
-        f'onnxruntime, openvino (default: {FORMS}; for training: {TRAINING_FORMS})',
+        f'plain, onnxruntime, openvino (default: {FORMS}; for training: {TRAINING_FORMS})',
     )
     parser.add_argument('--train', action='store_true', help='a forward and a backward pass')
     parser.add_argument('--rounds', type=int, default=20, metavar='N', help='default: 20')

@@ -22,6 +22,7 @@ from mmengine.device import get_device
 from ..checkpoint import SCHEME, official_url
 from ..datasets.checks import find_missing_data
 from ..engine import runner
+from ..engine.imports import import_models
 from ..errors import UsageError
 from .flops import count_network
 from .metafiles import Entry
@@ -299,6 +300,7 @@ def evaluate(request: dict[str, Any], result: Path) -> None:
     try:
         cfg = runner.read_config(request['config'], options, request['work_dir'])
         runner.test_config(cfg, request['checkpoint'], tta=request['tta'], fuse=request['fuse'])
+        import_models(cfg)
         metrics = runner.run(runner.build_runner(cfg), 'test')
     except UsageError as error:
         sys.exit(str(error))

@@ -1,5 +1,6 @@
 """Forms that a network can run in: fused or not, memory layout, compiled, precision, runtime."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from ..deploy.export import export_module
 from ..deploy.reparameterize import run_tensors
 from ..deploy.runtimes import load_exported
 from ..errors import UsageError
+from ..ops.depthwise import use_kernels
+from ..ops.depthwise_cpu import warn_of_bfloat16
 from .networks import fuse
 
 #: Formats of the files that runtimes load
@@ -34,6 +37,7 @@ class Form(NamedTuple):
         openvino (bool): Exported, in OpenVINO.
         bf16 (bool): bfloat16: weights and maps of backbones, automatic mixed precision in whole
             models and training, the runtime's own choice of layers in OpenVINO.
+        plain (bool): PyTorch's own depthwise convolutions, see :mod:`mmffnet.ops.depthwise`.
     """
 
     fused: bool = False
@@ -43,6 +47,7 @@ class Form(NamedTuple):
     onnxruntime: bool = False
     openvino: bool = False
     bf16: bool = False
+    plain: bool = False
 
     def __str__(self) -> str:
         return '+'.join(name for name, on in self._asdict().items() if on) or 'eager'
@@ -106,7 +111,8 @@ def prepare(
 
     @torch.no_grad()
     def call() -> list[Tensor]:
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=form.bf16 and whole):
+        cast = torch.autocast(image.device.type, torch.bfloat16, enabled=form.bf16 and whole)
+        with cast, _kernels(form):
             return run_tensors(model, image)
 
     return call, parameters
@@ -135,7 +141,8 @@ def prepare_training(model: nn.Module, form: Form, image: Tensor) -> tuple[Call,
 
     def call() -> list[Tensor]:
         model.zero_grad(set_to_none=True)
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=form.bf16):
+        cast = torch.autocast(image.device.type, torch.bfloat16, enabled=form.bf16)
+        with cast, _kernels(form):
             maps = model(image)
         loss = torch.stack([(y.float() * w).sum() for y, w in zip(maps, weights, strict=True)])
         loss.sum().backward()
@@ -144,9 +151,15 @@ def prepare_training(model: nn.Module, form: Form, image: Tensor) -> tuple[Call,
     return call, sum(parameter.numel() for parameter in model.parameters())
 
 
+def _kernels(form: Form) -> contextlib.AbstractContextManager[None]:
+    return use_kernels('plain') if form.plain else contextlib.nullcontext()
+
+
 def _lay_out(model: nn.Module, form: Form, image: Tensor) -> tuple[nn.Module, Tensor]:
     layout = torch.channels_last if form.channels_last else torch.contiguous_format
     model = model.to(image.device)
+    if form.bf16 and image.device.type == 'cpu':
+        warn_of_bfloat16()
     if form.channels_last:
         model = model.to(memory_format=layout)  # type: ignore[call-overload]
     return model, image.contiguous(memory_format=layout)

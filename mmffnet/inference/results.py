@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from mmffnet.checkpoint import atomic_write
-from mmffnet.datasets.encoding import encode_rle
 from mmffnet.errors import UsageError
 
 from ..visualization import (
@@ -109,7 +108,9 @@ def _encode(mask: np.ndarray) -> dict[str, Any]:
     try:
         from pycocotools import mask as coco
     except ImportError:  # exported models run without mmdet, which brings it
-        return encode_rle(mask)
+        changes = np.flatnonzero(np.diff(mask.ravel(order='F'), prepend=False))
+        counts = np.diff(changes, prepend=0, append=mask.size)
+        return dict(size=list(mask.shape), counts=counts.tolist())
     encoded = coco.encode(np.asfortranarray(mask, np.uint8))
     return dict(size=encoded['size'], counts=encoded['counts'].decode())
 
