@@ -1,5 +1,6 @@
 """Evaluate a checkpoint of a detector, segmentor or classifier with its config."""
 
+import argparse
 import os
 from collections.abc import Sequence
 
@@ -23,7 +24,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument('--fuse', action='store_true', help='re-parameterise the model first')
     parser.add_argument('--compile', action='store_true', help='compile backbone and neck')
     parser.add_argument(
-        '--channels-last', action='store_true', help='use the memory format channels_last'
+        '--channels-last',
+        action=argparse.BooleanOptionalAction,
+        help='use the memory format channels_last (default: where it is faster, see docs/speed.md)',
     )
     parser.add_cfg_options()
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')

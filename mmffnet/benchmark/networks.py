@@ -1,28 +1,24 @@
 """What can be measured by name: FFNets, other people's backbones, and whole models of configs."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from mmengine.config import Config
-from mmengine.model.utils import revert_sync_batchnorm
-from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from ..config_types import find_scope
+from mmffnet_cli import format_of
+
 from ..deploy.runtimes import import_runtime, load_exported
+from ..engine.models import build_model
 from ..engine.runner import read_config
 from ..errors import UsageError
 from ..models import FFNet, FFNetSeg, reparameterize
 from ..registry import MODELS
 from .metafiles import read_entries
 
-#: Endings of exported models
-EXPORTED = ('.onnx', '.xml', '.torchscript', '.pt2')
 #: Models that a backbone can be measured inside: config, and height and width of the input.
 AROUND = {
     'maskrcnn': ('detection/maskrcnn_ffnet2_coco.py', (800, 1344)),  # 800x1333 as it is padded
@@ -30,15 +26,13 @@ AROUND = {
 }
 
 
-@dataclass(frozen=True)
-class Peer:
-    """A network of timm's and what its authors published.
+class Peer(NamedTuple):
+    """A network of timm's and what its authors published, for ImageNet-1k alone and no teacher.
 
     Args:
         timm_name (str): Its name there.
         size (int): Height and width of the pictures that the accuracy was measured on.
-        accuracy (float): Published top-1 accuracy on ImageNet-1k, trained on it alone and without
-            a teacher.
+        accuracy (float): Top-1 accuracy.
         source (str): Where that is published.
     """
 
@@ -75,6 +69,8 @@ class TimmFeatures(nn.Module):
         name (str): Its name.
     """
 
+    out_indices = (0, 1, 2, 3)
+
     def __init__(self, name: str) -> None:
         super().__init__()
         timm = import_runtime('timm')
@@ -84,7 +80,6 @@ class TimmFeatures(nn.Module):
             self.net = timm.create_model(name, features_only=True, pretrained=False, **options)
         except (AttributeError, RuntimeError, TypeError) as error:
             raise UsageError(f"timm has no backbone '{name}': {error}") from error
-        self.out_indices = (0, 1, 2, 3)
         self.out_channels = tuple(self.net.feature_info.channels()[-4:])
         self.channels_are_last = getattr(self.net, 'output_fmt', 'NCHW') == 'NHWC'
 
@@ -139,10 +134,10 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
         backbone = dict(type='FFNet', arch=name)
     elif name in FFNetSeg.arch_settings:
         backbone = dict(type='FFNetSeg', arch=name, out_indices=(0, 1, 2, 3))
-    elif peer is not None or name.startswith('timm:'):
+    elif peer or name.startswith('timm:'):
         timm_name = peer.timm_name if peer else name.removeprefix('timm:')
         backbone = dict(type='mmffnet.TimmFeatures', name=timm_name)
-    elif Path(name).suffix in EXPORTED:
+    elif format_of(name):
         return _find_exported(Path(name))
     elif name.endswith('.py') or '/' in name:
         if around is not None:
@@ -157,28 +152,9 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
     if around is not None:
         config, size = AROUND[around]
         return Network(name, partial(_build_around, config, backbone), size)
-    size = (peer.size, peer.size) if peer else (256, 256)
-    accuracy, source = (peer.accuracy, peer.source) if peer else _published(name, size)
-    build = partial(_build_backbone, backbone)
-    return Network(name, build, size, accuracy, source, 'arch' in backbone)
-
-
-def build_model(cfg: Config, device: str) -> nn.Module:
-    """Builds a config's model in evaluation mode, with random weights and without SyncBN.
-
-    Raises:
-        UsageError: If the config has no model or it cannot be built.
-    """
-    if 'model' not in cfg:
-        raise UsageError(f'{cfg.filename} has no model')
-    scope = find_scope(cfg) or 'mmengine'
-    try:
-        with DefaultScope.overwrite_default_scope(scope), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of losses, which are not needed here
-            with torch.device(device):
-                return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
-    except (AttributeError, ImportError, KeyError, TypeError) as error:
-        raise UsageError(f'cannot build the model of {cfg.filename}: {error}') from error
+    side, accuracy, source = peer[1:] if peer else (256, *_published(name, 256))
+    build = partial(build_model, Config(dict(model=backbone)))
+    return Network(name, build, (side, side), accuracy, source, 'arch' in backbone)
 
 
 def _find_exported(path: Path) -> Network:
@@ -191,11 +167,6 @@ def _find_exported(path: Path) -> Network:
         raise UsageError(str(error)) from error
     size = (meta['height'] or 256, meta['width'] or 256)
     return Network(path.name, build, size, exported=path)
-
-
-def _build_backbone(backbone: dict[str, Any], device: str) -> nn.Module:
-    with torch.device(device):
-        return MODELS.build(backbone).eval()
 
 
 def _build_around(config: str, backbone: dict[str, Any], device: str) -> nn.Module:
@@ -235,10 +206,9 @@ def input_size(cfg: Config) -> tuple[int, int]:
     return 256, 256
 
 
-def _published(arch: str, size: tuple[int, int]) -> tuple[float | None, str]:
+def _published(arch: str, size: int) -> tuple[float | None, str]:
     for entry in read_entries():
-        if entry.name.startswith(f'{arch}_') and entry.metadata.get('Input Size') == size[0]:
-            accuracy = entry.published.get('Top 1 Accuracy')
-            if accuracy is not None:
-                return accuracy, 'github.com/ysj9909/FFNet (v1.0)'
+        accuracy = entry.published.get('Top 1 Accuracy')
+        if entry.name.startswith(f'{arch}_') and entry.metadata.get('Input Size') == size:
+            return accuracy, 'github.com/ysj9909/FFNet (v1.0)' if accuracy else ''
     return None, ''

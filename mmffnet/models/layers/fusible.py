@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..arch import check_odd
+from .depthwise import DepthwiseConv2d
 
 #: Where a module keeps what listens to it, and with which arguments
 _FORWARD_HOOKS = (
@@ -72,16 +73,16 @@ class ConvNorm(FusibleBlock):
         super().__init__()
         self.out_channels = out_channels
         kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-        self.conv = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel,
-            stride,
-            padding=(dilation * (kernel[0] // 2), dilation * (kernel[1] // 2)),
-            dilation=dilation,
-            groups=groups,
-            bias=bias,
-        )
+        padding = (dilation * (kernel[0] // 2), dilation * (kernel[1] // 2))
+        self.conv: nn.Conv2d
+        if groups == in_channels > 1 and dilation == 1:
+            self.conv = DepthwiseConv2d(
+                in_channels, out_channels, kernel, stride, padding, bias=bias
+            )
+        else:
+            self.conv = nn.Conv2d(
+                in_channels, out_channels, kernel, stride, padding, dilation, groups, bias
+            )
         self.norm = build_norm(norm_cfg, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -225,7 +226,7 @@ def depthwise_conv(
     if branches not in BRANCHES:
         raise ValueError(f'branches must be one of {BRANCHES}, got {branches!r}')
     if branches == 'plain':
-        return nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+        return DepthwiseConv2d(channels, channels, kernel_size, padding=kernel_size // 2)
     if branches == 'norm':
         return ConvNorm(channels, channels, kernel_size, groups=channels, norm_cfg=norm_cfg)
     return MultiBranchDWConv(channels, kernel_size, branches, norm_cfg=norm_cfg)
