@@ -66,7 +66,8 @@ def measure(config: str, options: list[str], size: list[int]) -> dict[str, Any]:
     stages = {f'stage {i + 1}': stage for i, stage in enumerate(model.backbone.stages)}
     watch = Stopwatch({**stages, 'backbone': model.backbone})
     before, start = gigabytes(), time.process_time()
-    losses = model.loss(data['inputs'], data['data_samples'])
+    image = data['inputs'].requires_grad_()  # or no hook would see the end of the first stage
+    losses = model.loss(image, data['data_samples'])
     loss, _ = model.parse_losses(losses)
     loss.backward()
     seconds = time.process_time() - start
