@@ -71,15 +71,15 @@ def html_table(rows: Sequence[Sequence[Any]]) -> str:
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
 
 
-def examine(data: OwnData, size: int) -> DataReport:
-    """Look at labelled pictures, whose parts are settled, and leave out what cannot be read.
+def examine(data: OwnData, size: int, prints: dict[bytes, list[Picture]]) -> DataReport:
+    """Look at labelled pictures, whose parts are settled.
 
     Args:
-        data (OwnData): The data; pictures that cannot be used are taken out.
+        data (OwnData): The data. Boxes are cut at the pictures' borders.
         size (int): The longer side of pictures in training.
+        prints (dict): From :func:`read_pictures`.
     """
     report = DataReport(odd=list(data.remarks))
-    prints = _read_all(data, report)
     _examine_copies(data, prints, report)
     if data.task in ('det', 'instance'):
         _examine_boxes(data, report, size)
@@ -97,8 +97,12 @@ def _shorten(paths: Iterable[Path], data: OwnData) -> str:
     return ', '.join(names[:_SHOWN]) + more
 
 
-def _read_all(data: OwnData, report: DataReport) -> dict[bytes, list[Picture]]:
-    """Reads each picture once; returns them by a small print of what they show."""
+def read_pictures(data: OwnData) -> dict[bytes, list[Picture]]:
+    """Read each picture once, and leave out what cannot be read.
+
+    Returns:
+        dict[bytes, list[Picture]]: The pictures by a small print of what they show.
+    """
     prints: dict[bytes, list[Picture]] = {}
     broken = []
     for picture in list(data.pictures):
@@ -118,7 +122,7 @@ def _read_all(data: OwnData, report: DataReport) -> dict[bytes, list[Picture]]:
         if small.std() > 1:  # empty ones are all alike
             prints.setdefault(print_, []).append(picture)
     if broken:
-        report.odd.append(
+        data.remarks.append(
             f'{len(broken)} pictures cannot be read and are left out: {_shorten(broken, data)}'
         )
     return prints

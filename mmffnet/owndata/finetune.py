@@ -1,0 +1,125 @@
+"""From a folder of labelled pictures to a trained model."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+from mmffnet.engine import runner
+from mmffnet.errors import UsageError
+
+from .convert import split_pictures, write_annotations
+from .formats import read_own_data
+from .recipe import Recipe, choose, fit_epochs, write_config
+from .report import examine, read_pictures
+
+_MEASURED = 6  # steps that are timed
+
+
+def finetune(
+    root: str,
+    out: str,
+    task: str | None = None,
+    arch: str | None = None,
+    minutes: float | None = None,
+    epochs: int | None = None,
+    weights: str | None = None,
+    format: str | None = None,
+    group_by: str | None = None,
+    size: int | None = None,
+    dry_run: bool = False,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+) -> Path | None:
+    """Look at labelled pictures, write a config for them, train and test.
+
+    Args:
+        root (str): The folder; nothing in it is changed.
+        out (str): The folder for all that is made.
+        task (str, optional): 'det', 'instance', 'seg' or 'cls'. Defaults to None, which is the
+            most that the labels serve.
+        arch (str, optional): See :func:`choose`, as for ``weights`` and ``size``.
+        minutes (float, optional): How long to train. Defaults to None.
+        epochs (int, optional): Rounds through the pictures. Defaults to None: what ``minutes``
+            allow, or 50.
+        weights (str, optional): A checkpoint to start from.
+        format (str, optional): The format of the labels. Defaults to None, which finds it.
+        group_by (str, optional): See :func:`split_pictures`.
+        size (int, optional): The longer side of pictures.
+        dry_run (bool): Stop after the config and the report. Defaults to False.
+        resume (bool): Continue a training that was interrupted. Defaults to False.
+        say (Callable): Gets what there is to say. Defaults to print.
+
+    Returns:
+        Path | None: The page of results; None after a dry run.
+
+    Raises:
+        UsageError: If the data cannot be trained on.
+    """
+    folder = Path(out)
+    config = folder / 'config.py'
+    if resume:
+        if not config.is_file():
+            raise UsageError(f'there is no training to resume: {config} does not exist')
+        return _train(config, folder, resume, say)
+    data = read_own_data(root, format)
+    if task is not None and task != data.task:
+        if (task, data.task) != ('det', 'instance'):
+            raise UsageError(f'the {data.format} labels of {root} are for {data.task}, not {task}')
+        data.task = task
+    if config.exists():
+        raise UsageError(f'{folder} holds a training: continue it with --resume, or choose --out')
+    if folder.resolve().is_relative_to(data.root.resolve()):
+        raise UsageError(f'{folder} is inside of the data, which are never changed: choose --out')
+    say(f'{len(data.pictures)} pictures with {data.format} labels, {len(data.classes)} classes')
+    prints = read_pictures(data)
+    say(split_pictures(data, group_by))
+    recipe = choose(data, data.task, arch, weights, size)
+    report = examine(data, recipe.size, prints)
+    say(report.as_text())
+    if report.fatal:
+        raise UsageError(report.fatal[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    files = write_annotations(data, folder)
+    recipe.epochs = epochs or recipe.epochs
+    write_config(recipe, data, files, config)
+    if minutes and not epochs and not dry_run:
+        count = len(data.part('train'))
+        step = _measure(config)
+        test = len(data.part('val')) * step / recipe.batch
+        fit_epochs(recipe, count, minutes, step, test)
+        write_config(recipe, data, files, config)
+    say('\n'.join(['', 'Settings', *(f'- {reason}' for reason in recipe.reasons)]))
+    say(f'\nconfig: {config}')
+    (folder / 'data.txt').write_text(report.as_text() + '\n', encoding='utf-8')
+    return None if dry_run else _train(config, folder, resume, say)
+
+
+def _measure(config: Path) -> float:
+    """Seconds of a training step here, without the first ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = runner.read_config(str(config), ['log_level=WARNING'], folder)
+        trial = runner.build_runner(runner.train_config(cfg))
+        trial.optim_wrapper = trial.build_optim_wrapper(trial.optim_wrapper)
+        loader = trial.build_dataloader(cfg.train_dataloader)
+        times = []
+        trial.model.train()
+        start = time.perf_counter()
+        for batch in islice(iter(loader), _MEASURED):
+            trial.model.train_step(batch, trial.optim_wrapper)
+            times.append(time.perf_counter() - start)
+            start = time.perf_counter()
+    return statistics.median(times[1:] or times)
+
+
+def _train(config: Path, folder: Path, resume: bool, say: Callable[[str], None]) -> Path | None:
+    cfg = runner.read_config(str(config), work_dir=str(folder))
+    runner.train_config(cfg, 'auto' if resume else None)
+    runner.run(runner.build_runner(cfg), 'train')
+    return None
+
+
+def describe(recipe: Recipe) -> str:
+    return '\n'.join(recipe.reasons)
