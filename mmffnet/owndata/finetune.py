@@ -1,18 +1,23 @@
 """From a folder of labelled pictures to a trained model."""
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+
+from mmengine.device import get_device
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
 
 from mmffnet.engine import runner
 from mmffnet.errors import UsageError
 
 from .convert import split_pictures, write_annotations
 from .formats import read_own_data
-from .recipe import Recipe, choose, fit_epochs, write_config
+from .recipe import choose, fit_epochs, write_config
 from .report import examine, read_pictures
 
 _MEASURED = 6  # steps that are timed
@@ -99,18 +104,18 @@ def finetune(
 
 def _measure(config: Path) -> float:
     """Seconds of a training step here, without the first ones."""
-    with tempfile.TemporaryDirectory() as folder:
-        cfg = runner.read_config(str(config), ['log_level=WARNING'], folder)
-        trial = runner.build_runner(runner.train_config(cfg))
-        trial.optim_wrapper = trial.build_optim_wrapper(trial.optim_wrapper)
-        loader = trial.build_dataloader(cfg.train_dataloader)
-        times = []
-        trial.model.train()
+    cfg = runner.read_config(str(config))
+    device = get_device()
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = revert_sync_batchnorm(MODELS.build(cfg.model)).to(device).train()
+        optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+        loader = Runner.build_dataloader(cfg.train_dataloader)
+    times = []
+    start = time.perf_counter()
+    for batch in islice(iter(loader), _MEASURED):
+        model.train_step(batch, optimizer)
+        times.append(time.perf_counter() - start)
         start = time.perf_counter()
-        for batch in islice(iter(loader), _MEASURED):
-            trial.model.train_step(batch, trial.optim_wrapper)
-            times.append(time.perf_counter() - start)
-            start = time.perf_counter()
     return statistics.median(times[1:] or times)
 
 
@@ -119,7 +124,3 @@ def _train(config: Path, folder: Path, resume: bool, say: Callable[[str], None])
     runner.train_config(cfg, 'auto' if resume else None)
     runner.run(runner.build_runner(cfg), 'train')
     return None
-
-
-def describe(recipe: Recipe) -> str:
-    return '\n'.join(recipe.reasons)
