@@ -14,11 +14,14 @@ from mmengine.runner import Runner
 
 from mmffnet.engine import runner
 from mmffnet.errors import UsageError
+from mmffnet.inference import Inferencer
 
 from .convert import split_pictures, write_annotations
 from .formats import read_own_data
+from .page import write_page
 from .recipe import choose, fit_epochs, write_config
 from .report import examine, read_pictures
+from .results import evaluate
 
 _MEASURED = 6  # steps that are timed
 
@@ -98,7 +101,7 @@ def finetune(
         write_config(recipe, data, files, config)
     say('\n'.join(['', 'Settings', *(f'- {reason}' for reason in recipe.reasons)]))
     say(f'\nconfig: {config}')
-    (folder / 'data.txt').write_text(report.as_text() + '\n', encoding='utf-8')
+    (folder / 'data.html').write_text(report.as_html(), encoding='utf-8')
     return None if dry_run else _train(config, folder, resume, say)
 
 
@@ -119,8 +122,48 @@ def _measure(config: Path) -> float:
     return statistics.median(times[1:] or times)
 
 
-def _train(config: Path, folder: Path, resume: bool, say: Callable[[str], None]) -> Path | None:
+def _train(config: Path, folder: Path, resume: bool, say: Callable[[str], None]) -> Path:
     cfg = runner.read_config(str(config), work_dir=str(folder))
-    runner.train_config(cfg, 'auto' if resume else None)
+    runner.train_config(cfg, 'auto' if resume else None, channels_last=get_device() == 'cpu')
     runner.run(runner.build_runner(cfg), 'train')
-    return None
+    best = sorted(folder.glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
+    checkpoint = best[-1] if best else Path(str(runner.find_checkpoint(str(folder))))
+    page = write_report(str(config), str(checkpoint), folder / 'results.html')
+    say(f'results: {page}')
+    return page
+
+
+def write_report(config: str, checkpoint: str, page: str | Path, device: str | None = None) -> Path:
+    """Test a trained model on the pictures of its config and write the page of results.
+
+    Args:
+        config (str): The config.
+        checkpoint (str): The weights.
+        page (str | Path): The HTML file to write; numbers go beside it as JSON.
+        device (str, optional): Defaults to None, the best there is.
+    """
+    page, folder = Path(page), Path(checkpoint).parent
+    start = time.perf_counter()
+    results = evaluate(config, checkpoint, device)
+    seconds = time.perf_counter() - start
+    report = folder / 'data.html'
+    logs = sorted(folder.glob('*/vis_data/scalars.json'))
+    weights = sum(
+        value.numel() for value in Inferencer(config, checkpoint).model.model.parameters()
+    )
+    facts = {'million parameters': f'{weights / 1e6:.2f}', 's for the test': f'{seconds:.0f}'}
+    commands = (
+        f'mmffnet train {config}                # again, after changes\n'
+        f'mmffnet infer {config} {checkpoint} PICTURES --out-dir predictions\n'
+        f'mmffnet export {config} {checkpoint} --format onnx'
+    )
+    write_page(
+        page,
+        f'{Path(config).resolve().parent.name}: results',
+        results,
+        commands,
+        facts,
+        logs[-1] if logs else None,
+        report.read_text(encoding='utf-8') if report.is_file() else '',
+    )
+    return page
