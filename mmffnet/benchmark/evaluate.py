@@ -13,7 +13,7 @@ from ..engine.runner import build_runner, read_config, run, test_config
 from ..errors import UsageError
 from .flops import count_network
 from .networks import find_network
-from .report import environment, write_json
+from .report import describe_machine, write_json
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     result = dict(
         key=request['key'],
         metrics={name: float(value) for name, value in metrics.items()},
-        environment=environment(get_device()),
+        environment=describe_machine(get_device()),
     )
     try:
         network = find_network(request['config'], cfg_options=options)

@@ -9,14 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmffnet_cli import FORMATS
+
 from ..deploy.export import export_module
 from ..deploy.reparameterize import forward_tensors
 from ..deploy.runtimes import load_exported
 from ..errors import UsageError
 from .networks import fuse
 
-#: Endings of the files that runtimes load
-RUNTIMES = {'onnxruntime': '.onnx', 'openvino': '.xml'}
+#: Formats of the files that runtimes load
+RUNTIMES = {f.runtime: f for f in FORMATS.values() if f.runtime in ('onnxruntime', 'openvino')}
 
 Call = Callable[[], list[Tensor]]
 
@@ -95,7 +97,7 @@ def prepare(
         model = fuse(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if form.runtime:
-        path = export_module(model, folder / f'model{RUNTIMES[form.runtime]}', image.shape)
+        path = export_module(model, folder / f'model{RUNTIMES[form.runtime].suffix}', image.shape)
         return prepare_exported(path, form, image, threads), parameters
     whole = hasattr(model, 'data_preprocessor')
     model, image = _lay_out(model, form, image)

@@ -1,6 +1,5 @@
 """What can be measured by name: FFNets, other people's backbones, and whole models of configs."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,20 +8,18 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.model.utils import revert_sync_batchnorm
-from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from ..config_types import find_scope
+from mmffnet_cli import format_of
+
 from ..deploy.runtimes import import_runtime, load_exported
+from ..engine.models import build_model
 from ..engine.runner import read_config
 from ..errors import UsageError
 from ..models import FFNet, FFNetSeg, reparameterize
 from ..registry import MODELS
 from .metafiles import read_entries
 
-#: Endings of exported models
-EXPORTED = ('.onnx', '.xml', '.torchscript', '.pt2')
 #: Models that a backbone can be measured inside: config, and height and width of the input.
 AROUND = {
     'maskrcnn': ('detection/maskrcnn_ffnet2_coco.py', (800, 1344)),  # 800x1333 as it is padded
@@ -142,7 +139,7 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
     elif peer is not None or name.startswith('timm:'):
         timm_name = peer.timm_name if peer else name.removeprefix('timm:')
         backbone = dict(type='mmffnet.TimmFeatures', name=timm_name)
-    elif Path(name).suffix in EXPORTED:
+    elif format_of(name):
         return _find_exported(Path(name))
     elif name.endswith('.py') or '/' in name:
         if around is not None:
@@ -161,24 +158,6 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
     accuracy, source = (peer.accuracy, peer.source) if peer else _published(name, size)
     build = partial(_build_backbone, backbone)
     return Network(name, build, size, accuracy, source, 'arch' in backbone)
-
-
-def build_model(cfg: Config, device: str) -> nn.Module:
-    """Builds a config's model in evaluation mode, with random weights and without SyncBN.
-
-    Raises:
-        UsageError: If the config has no model or it cannot be built.
-    """
-    if 'model' not in cfg:
-        raise UsageError(f'{cfg.filename} has no model')
-    scope = find_scope(cfg) or 'mmengine'
-    try:
-        with DefaultScope.overwrite_default_scope(scope), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of losses, which are not needed here
-            with torch.device(device):
-                return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
-    except (AttributeError, ImportError, KeyError, TypeError) as error:
-        raise UsageError(f'cannot build the model of {cfg.filename}: {error}') from error
 
 
 def _find_exported(path: Path) -> Network:

@@ -5,11 +5,12 @@ import io
 import json
 import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mmffnet_cli.environment import environment
 
 from ..checkpoint import atomic_write
 
@@ -68,17 +69,9 @@ def write_json(path: Path, content: Any) -> None:
     write(path, json.dumps(content, indent=1) + '\n')
 
 
-def environment(device: str = 'cpu') -> dict[str, Any]:
-    """The processor and the versions that a measurement depends on."""
-    packages = ['torch', 'mmengine', 'mmdet', 'mmsegmentation', 'mmpretrain', 'timm']
-    packages += ['onnxruntime', 'openvino']
-    found: dict[str, Any] = dict(device=device_name(device), python=platform.python_version())
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def describe_machine(device: str) -> dict[str, Any]:
+    """The device and the versions that a measurement depends on."""
+    return dict(device=device_name(device), **environment(quick=True)['packages'])
 
 
 def device_name(device: str) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mmffnet_cli import FORMATS, format_of
+
 from .forms import RUNTIMES, Call, Form, prepare, prepare_exported, prepare_training
 from .memory import peak_memory
 from .networks import Network
@@ -147,9 +149,8 @@ def _forms_of(network: Network, forms: Sequence[Form]) -> Sequence[Form]:
     """An exported model is in its form already; OpenVINO chooses the precision when it loads it."""
     if network.exported is None:
         return forms
-    suffix = network.exported.suffix
-    runtime = next((name for name, ending in RUNTIMES.items() if ending == suffix), None)
-    if runtime is None:
+    runtime = FORMATS[str(format_of(network.exported))].runtime
+    if runtime not in RUNTIMES:
         return [Form()]
     found = [Form(**{runtime: True})]
     return found + [form for form in forms if form.openvino and form.bf16 and found[0].openvino]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .report import environment, markdown, write, write_csv, write_json
+from .report import describe_machine, markdown, write, write_csv, write_json
 from .speed import Measurement, Spread, speedup, spread
 
 
@@ -87,7 +87,7 @@ def save(
         dict(network=m.network.name, form=str(m.form), seconds=[round(s, 6) for s in m.seconds])
         for m in measurements
     ]
-    content = dict(environment=environment(settings['device']), **settings, rounds=seconds)
+    content = dict(environment=describe_machine(settings['device']), **settings, rounds=seconds)
     write_json(files[2], content)
     if plot(measurements, batch, out / 'speed.png', title):
         files.append(out / 'speed.png')

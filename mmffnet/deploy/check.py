@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
+import mmcv
 import numpy as np
 import torch
 from torch import Tensor
 
-from .runtimes import paste_masks
+from .runtimes import paste_masks, resize
 
 #: Largest accepted deviations, by the precision of the file. ``features`` and ``scores``: of the
 #: largest number; ``labels``: share of the pixels; ``detections``: share that has no counterpart
@@ -19,9 +21,6 @@ TOLERANCES = {
 }
 #: How far counterparts may be from one another: scores, corners in pixels, share of mask pixels
 COUNTERPART = dict(scores=1e-3, boxes=0.1, masks=0.01)
-
-#: Endings of the pictures that are read
-_PICTURES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 
 
 def draw_pictures(number: int, height: int, width: int) -> np.ndarray:
@@ -38,13 +37,13 @@ def draw_pictures(number: int, height: int, width: int) -> np.ndarray:
 
 
 def read_pictures(
-    folder: str, resize: Sequence[dict[str, Any]], size: Sequence[int] | None, most: int
+    folder: str, resizing: Sequence[dict[str, Any]], size: Sequence[int] | None, most: int
 ) -> list[np.ndarray]:
     """Reads pictures, resized as the config's test pipeline does.
 
     Args:
         folder (str): Where they are.
-        resize (Sequence[dict]): The steps of the pipeline that change the size.
+        resizing (Sequence[dict]): The steps of the pipeline that change the size.
         size (Sequence[int], optional): Height and width that they get after that.
         most (int): So many are taken at most, in equal steps.
 
@@ -54,23 +53,18 @@ def read_pictures(
     Raises:
         ValueError: If there are none, or one cannot be read.
     """
-    import mmcv
-    from mmcv.transforms import Compose
-
-    paths = sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() in _PICTURES)
+    files = (p for p in sorted(Path(folder).rglob('*')) if p.is_file())
+    paths = [str(p) for p in files if cv2.haveImageReader(str(p))]
     if not paths:
-        raise ValueError(
-            f'pictures ({", ".join(_PICTURES)}) are needed: there are none in {folder}'
-        )
+        raise ValueError(f'pictures are needed: there are none in {folder}')
     chosen = np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)
-    pipeline = Compose([dict(step) for step in resize])
     pictures = []
     for path in (paths[i] for i in chosen):
-        image = mmcv.imread(str(path))
+        image = mmcv.imread(path)
         if image is None:
             raise ValueError(f'{path} cannot be read as a picture')
-        shape = image.shape[:2]
-        image = pipeline(dict(img=image, img_shape=shape, ori_shape=shape))['img']
+        for step in resizing:
+            image = resize(image, step)
         if size:
             image = mmcv.imresize(image, (size[1], size[0]))
         pictures.append(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1), np.float32))

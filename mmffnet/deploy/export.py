@@ -13,24 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
+from mmffnet_cli import FORMATS
+
 from .. import __version__
-from ..config_types import find_type, type_name
+from ..config_types import type_name
+from ..engine.models import find_legend, load_model
 from ..engine.runner import innermost_dataset
 from .check import TOLERANCES, deviations, draw_pictures, in_batches, predict, read_pictures
-from .formats import MIN_SIZE, SUFFIXES, write
+from .formats import MIN_SIZE, write
 from .plain import Plain
-from .reparameterize import load_model, refuse_existing
+from .reparameterize import refuse_existing
 from .runtimes import load_exported
 from .wrap import wrap
 
 #: Steps of test pipelines that change the size of a picture
 _RESIZING = ('Resize', 'ResizeEdge', 'ResizeToMultiple', 'CenterCrop', 'Pad')
-#: What detectors can be exported to. Files of torch.export stop where a search for candidates finds
-#: fewer than two
-_FOR_DETECTORS = ('onnx', 'openvino', 'torchscript')
 #: More pictures hardly change the ranges of int8
 _MOST_CALIBRATION = 64
 #: More pictures take their time in the comparison
@@ -84,7 +83,7 @@ def export_config(
     Args:
         cfg (Config): Its config.
         checkpoint (str): Its weights: a file, an URL or a short name.
-        format (str): A key of ``formats.SUFFIXES``.
+        format (str): A key of ``mmffnet_cli.FORMATS``.
         target (str, optional): The file to write. Defaults to None, which is the name of the
             config in the current folder.
         backbone (bool): Export nothing but the backbone. Defaults to False.
@@ -105,7 +104,7 @@ def export_config(
         RuntimeError: If the format cannot take the model, or the file deviates from PyTorch.
     """
     name = Path(cfg.filename or 'model').stem
-    target = Path(target or f'{name}{SUFFIXES[format]}')
+    target = Path(target or f'{name}{FORMATS[format].suffix}')
     _check_target(target, format, force)
     if format == 'coreml':
         batch, size = batch or 1, size or _natural_size(cfg)
@@ -114,7 +113,13 @@ def export_config(
     _check_request('detection' if detector else None, format, batch, size)
     model, raw_meta = load_model(cfg, checkpoint)
     resize = _resizing(cfg)
-    info = dict(_legend(cfg, raw_meta), resize=resize, config=name)
+    legend = find_legend(cfg, raw_meta)
+    info = dict(
+        classes=[str(one) for one in legend.classes] or None,
+        palette=[[int(v) for v in colour] for colour in legend.palette] or None,
+        resize=resize,
+        config=name,
+    )
     calibrate = read_pictures(calibration, resize, size, _MOST_CALIBRATION) if calibration else None
     compare = read_pictures(pictures, resize, size, _MOST_COMPARED) if pictures else None
     return export_model(
@@ -150,7 +155,7 @@ def export_model(
         model (nn.Module): A detector, segmentor, classifier or backbone, on any device; left as it
             is and where it is.
         target (str): The file to write.
-        format (str): A key of ``formats.SUFFIXES``.
+        format (str): A key of ``mmffnet_cli.FORMATS``.
         info (dict, optional): ``classes``, ``palette``, ``resize`` and ``config`` of the metadata.
             Defaults to None.
         backbone (bool): Export nothing but the backbone. Defaults to False.
@@ -201,15 +206,15 @@ def export_module(model: nn.Module, path: str | os.PathLike, shape: Sequence[int
 
     Args:
         model (nn.Module): The module.
-        path (str): The file to write; its ending is one of ``formats.SUFFIXES``.
+        path (str): The file to write; its ending is that of a format.
         shape (Sequence[int]): (N, 3, H, W).
     """
     path = Path(path)
-    formats = {suffix: name for name, suffix in SUFFIXES.items()}
+    format = next(name for name, f in FORMATS.items() if f.suffix == path.suffix)
     ours = hasattr(model, 'data_preprocessor') or hasattr(model, 'out_indices')
     module = wrap(model) if ours else _Any(model, shape).eval()
     n, _, *size = shape
-    write(module, path, formats[path.suffix], _meta(module, formats[path.suffix], n, size, {}))
+    write(module, path, format, _meta(module, format, n, size, {}))
     return path
 
 
@@ -231,15 +236,15 @@ class _Any(nn.Module):
 
 
 def _check_target(target: Path, format: str, force: bool) -> None:
-    if target.suffix != SUFFIXES[format]:
-        raise ValueError(f'{target} must end in {SUFFIXES[format]}, the ending of {format}')
+    if target.suffix != FORMATS[format].suffix:
+        raise ValueError(f'{target} must end in {FORMATS[format].suffix}, the ending of {format}')
     refuse_existing(_files(target), force)
 
 
 def _check_request(
     task: str | None, format: str, batch: int | None, size: Sequence[int] | None
 ) -> None:
-    if task == 'detection' and format not in _FOR_DETECTORS:
+    if task == 'detection' and not FORMATS[format].detectors:
         raise ValueError(
             f'detectors cannot be exported to {format}: use onnx, openvino or torchscript'
         )
@@ -355,23 +360,6 @@ def _check_pictures(
     fixed = [meta[key] for key in ('batch', 'height', 'width')]
     wanted = [tuple(f or s for f, s in zip(fixed, shape, strict=True)) for shape in shapes]
     return [draw_pictures(*shape) for shape in dict.fromkeys(wanted)]
-
-
-def _legend(cfg: Config, raw_meta: dict[str, Any]) -> dict[str, Any]:
-    """Names and colours of classes: of the checkpoint, or else of the config's data set."""
-    dataset = innermost_dataset(cfg, 'test')
-    known = dict(raw_meta.get('dataset_meta') or {})
-    if not known and dataset.get('type'):
-        known = dict(getattr(find_type(dataset['type'], DATASETS), 'METAINFO', {}))
-        known.update(dataset.get('metainfo') or {})
-    known = {str(key).lower(): value for key, value in known.items()}
-    classes, palette = known.get('classes'), known.get('palette')
-    usable = isinstance(classes, list | tuple)
-    colours = isinstance(palette, list | tuple) and all(len(colour) == 3 for colour in palette)
-    return dict(
-        classes=[str(name) for name in classes] if usable else None,  # type: ignore[union-attr]
-        palette=[[int(v) for v in colour] for colour in palette] if colours else None,  # type: ignore
-    )
 
 
 def _resizing(cfg: Config) -> list[dict[str, Any]]:

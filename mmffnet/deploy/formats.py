@@ -17,15 +17,6 @@ from .runtimes import META_KEY, import_runtime, quiet
 #: wide, which torch.export takes for another network
 MIN_SIZE = 33
 
-#: Endings by format
-SUFFIXES = {
-    'onnx': '.onnx',
-    'openvino': '.xml',
-    'torchscript': '.torchscript',
-    'torch-export': '.pt2',
-    'coreml': '.mlpackage',
-}
-
 
 def write(module: nn.Module, path: Path, format: str, meta: dict[str, Any]) -> None:
     """Writes a module that takes one array of pictures.
@@ -33,7 +24,7 @@ def write(module: nn.Module, path: Path, format: str, meta: dict[str, Any]) -> N
     Args:
         module (nn.Module): Pictures (N, 3, H, W) to a tuple of tensors; in eval mode.
         path (Path): The file to write; OpenVINO's weights go to the same name ending in ``.bin``.
-        format (str): A key of :data:`SUFFIXES`.
+        format (str): A key of :data:`mmffnet_cli.FORMATS`.
         meta (dict): As :class:`~mmffnet.deploy.runtimes.Exported` describes it.
 
     Raises:

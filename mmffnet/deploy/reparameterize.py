@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from ..checkpoint import find_state_dict, save_atomically
-from ..config_types import find_scope
+from ..checkpoint import save_atomically
+from ..engine.models import load_model
 from ..models import reparameterize
 
 #: Largest accepted deviation in float64, relative to the largest output value
@@ -86,29 +84,6 @@ def refuse_existing(paths: Iterable[Path], force: bool) -> None:
             raise FileExistsError(
                 f'{path} exists already; give another name, or --force to replace it'
             )
-
-
-def load_model(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Builds a config's model with all of its weights.
-
-    Returns:
-        tuple: The model in eval mode, and the metadata of the checkpoint.
-    """
-    init_default_scope(find_scope(cfg) or 'mmengine')
-    settings = copy.deepcopy(cfg.model)
-    if cfg.get('data_preprocessor') and 'backbone' in settings:
-        settings.setdefault('data_preprocessor', cfg.data_preprocessor)  # as the runner does
-    try:
-        model = MODELS.build(settings).eval()
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f'cannot build the model of the config: {error}') from error
-    raw = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
-    try:
-        model.load_state_dict(find_state_dict(raw, f'checkpoint {checkpoint}'))
-    except RuntimeError as error:
-        raise ValueError(f'checkpoint {checkpoint} does not fit the config: {error}') from None
-    meta = raw.get('meta') if isinstance(raw, dict) else None
-    return model, meta if isinstance(meta, dict) else {}
 
 
 @torch.no_grad()

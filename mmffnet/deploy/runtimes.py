@@ -18,7 +18,12 @@ from types import ModuleType
 from typing import Any
 from zipfile import BadZipFile
 
+import mmcv
 import numpy as np
+from mmcv import transforms
+
+from mmffnet.errors import UsageError
+from mmffnet_cli import FORMATS, format_of
 
 #: The name of the metadata in every format
 META_KEY = 'mmffnet'
@@ -160,18 +165,18 @@ def load_exported(
         RuntimeError: If the file is damaged.
     """
     path = Path(path)
-    if path.suffix not in _LOADERS:
-        raise ValueError(
-            f'{path} is no exported model that runs here: known endings are {", ".join(_LOADERS)}'
-        )
+    format = format_of(path)
+    if format is None:
+        known = ', '.join(f.suffix for f in FORMATS.values() if f.runtime)
+        raise ValueError(f'{path} is no exported model that runs here: known endings are {known}')
     if not path.is_file():
         raise FileNotFoundError(f'there is no exported model {path}')
-    if precision != 'float32' and (precision, path.suffix) != ('bfloat16', '.xml'):
+    if precision != 'float32' and (precision, format) != ('bfloat16', 'openvino'):
         raise ValueError(f'{path.name} cannot be computed in {precision}')
     # ending in .onnx does not make it one, and every runtime has errors of its own
     try:
         with quiet():
-            text, make_run = _LOADERS[path.suffix](path, device, threads, precision)
+            text, make_run = _LOADERS[format](path, device, threads, precision)
     except (RuntimeError, BadZipFile) as error:
         reason = ' '.join(str(error).split())[:200]
         raise RuntimeError(f'cannot load {path} on {device}: {reason}') from error
@@ -179,6 +184,36 @@ def load_exported(
         raise ValueError(f'{path} was not written by tools/export.py: it says nothing of its task')
     meta = json.loads(text)
     return Exported(path, meta, make_run(meta))
+
+
+def resize(picture: np.ndarray, step: dict[str, Any]) -> np.ndarray:
+    """One step of a test pipeline that changes the size of pictures."""
+    step = _with_tuples(step)
+    kind = step.pop('type').rpartition('.')[2]
+    if kind == 'ResizeEdge':  # mmpretrain's, which need not be installed
+        height, width = picture.shape[:2]
+        edge, length = step.pop('edge', 'short'), step.pop('scale')
+        by_width = edge == 'width' or (edge == 'short' and width < height)
+        if by_width or (edge == 'long' and width > height):
+            step['scale'] = (length, int(length * height / width))
+        else:
+            step['scale'] = (int(length * width / height), length)
+        kind = 'Resize'
+    if kind == 'ResizeToMultiple':  # mmseg's
+        divisor, mode = step.get('size_divisor', 32), step.get('interpolation', 'bilinear')
+        return mmcv.imresize_to_multiple(picture, divisor, scale_factor=1, interpolation=mode)
+    if kind not in ('Resize', 'CenterCrop', 'Pad'):
+        raise UsageError(
+            f'exported models with the step {kind} in their pipeline are not supported'
+        )
+    return getattr(transforms, kind)(**step)(dict(img=picture))['img']
+
+
+def _with_tuples(value: Any) -> Any:
+    """JSON has lists alone, transforms want tuples."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def paste_masks(
@@ -410,8 +445,8 @@ def _torch_runner(model: Any, device: str, threads: int | None) -> Any:
 
 
 _LOADERS: dict[str, Callable[[Path, str, int | None, str], tuple[str, Any]]] = {
-    '.onnx': _load_onnx,
-    '.xml': _load_openvino,
-    '.torchscript': _load_torchscript,
-    '.pt2': _load_pt2,
+    'onnx': _load_onnx,
+    'openvino': _load_openvino,
+    'torchscript': _load_torchscript,
+    'torch-export': _load_pt2,
 }
