@@ -105,49 +105,30 @@ def write_annotations(data: OwnData, out: Path) -> dict[str, str]:
     files = {}
     for split in ('train', 'val'):
         pictures = data.part(split)
-        path = folder / f'{split}.{"txt" if data.task == "cls" else "json"}'
+        names = [picture.path.relative_to(data.root).as_posix() for picture in pictures]
+        path = folder / f'{split}.{"txt" if data.task in ("cls", "seg") else "json"}'
         if data.task == 'cls':
-            text = ''.join(
-                f'{_name(data, p)} {data.classes.index(str(p.label))}\n' for p in pictures
-            )
+            labels = [data.classes.index(str(picture.label)) for picture in pictures]
+            text = ''.join(f'{n} {label}\n' for n, label in zip(names, labels, strict=True))
         elif data.task == 'seg':
-            text = json.dumps(_masks(data, pictures, out / 'masks' / split), indent=1)
+            text = ''.join(f'{name}\n' for name in names)
+            for name, picture in zip(names, pictures, strict=True):
+                mask = folder / 'masks' / f'{name}.png'
+                mask.parent.mkdir(parents=True, exist_ok=True)
+                labels_ = index_mask(read_mask(picture.mask), data.values)  # type: ignore[arg-type]
+                Image.fromarray(labels_).save(mask)
         else:
-            text = json.dumps(_coco(data, pictures))
+            text = json.dumps(_coco(data, names, pictures))
         path.write_text(text, encoding='utf-8')
         files[split] = str(path)
     return files
 
 
-def _name(data: OwnData, picture: Picture) -> str:
-    return picture.path.relative_to(data.root).as_posix()
-
-
-def _masks(data: OwnData, pictures: list[Picture], folder: Path) -> dict[str, Any]:
-    """The list that mmengine's BaseDataset reads; masks are written as class numbers."""
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for number, picture in enumerate(pictures):
-        assert picture.mask is not None
-        path = (folder / f'{number:06}.png').resolve()
-        Image.fromarray(index_mask(read_mask(picture.mask), data.values)).save(path)
-        entries.append(
-            dict(
-                img_path=_name(data, picture),
-                seg_map_path=str(path),
-                label_map=None,
-                reduce_zero_label=False,
-                seg_fields=[],
-            )
-        )
-    return dict(metainfo=dict(classes=data.classes), data_list=entries)
-
-
-def _coco(data: OwnData, pictures: list[Picture]) -> dict[str, Any]:
+def _coco(data: OwnData, names: list[str], pictures: list[Picture]) -> dict[str, Any]:
     images, annotations = [], []
-    for number, picture in enumerate(pictures, 1):
+    for number, (name, picture) in enumerate(zip(names, pictures, strict=True), 1):
         width, height = picture.size
-        images.append(dict(id=number, file_name=_name(data, picture), width=width, height=height))
+        images.append(dict(id=number, file_name=name, width=width, height=height))
         for thing in picture.objects:
             annotations.append(
                 dict(

@@ -89,8 +89,11 @@ def finetune(
     say(report.as_text())
     if report.fatal:
         raise UsageError(report.fatal[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    files = write_annotations(data, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = write_annotations(data, folder)
+    except OSError as error:
+        raise UsageError(f'cannot write to {folder}: {error}') from error
     recipe.epochs = epochs or recipe.epochs
     write_config(recipe, data, files, config)
     if minutes and not epochs and not dry_run:
@@ -123,11 +126,12 @@ def _measure(config: Path) -> float:
 
 
 def _train(config: Path, folder: Path, resume: bool, say: Callable[[str], None]) -> Path:
-    cfg = runner.read_config(str(config), work_dir=str(folder))
+    training = folder / 'training'
+    cfg = runner.read_config(str(config), work_dir=str(training))
     runner.train_config(cfg, 'auto' if resume else None, channels_last=get_device() == 'cpu')
     runner.run(runner.build_runner(cfg), 'train')
-    best = sorted(folder.glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
-    checkpoint = best[-1] if best else Path(str(runner.find_checkpoint(str(folder))))
+    best = sorted(training.glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
+    checkpoint = best[-1] if best else Path(str(runner.find_checkpoint(str(training))))
     page = write_report(str(config), str(checkpoint), folder / 'results.html')
     say(f'results: {page}')
     return page
@@ -146,7 +150,7 @@ def write_report(config: str, checkpoint: str, page: str | Path, device: str | N
     start = time.perf_counter()
     results = evaluate(config, checkpoint, device)
     seconds = time.perf_counter() - start
-    report = folder / 'data.html'
+    report = page.with_name('data.html')
     logs = sorted(folder.glob('*/vis_data/scalars.json'))
     weights = sum(
         value.numel() for value in Inferencer(config, checkpoint).model.model.parameters()

@@ -196,8 +196,7 @@ def _find_json(root: Path, files: list[Path], keys: set[str]) -> list[Path]:
         if path.suffix.lower() == '.json':
             with path.open('rb') as file:
                 start = file.read(2**20)
-            # a large file need not be parsed to see what it is
-            if all(f'"{key}"'.encode() in start or path.stat().st_size > 2**20 for key in keys):
+            if any(f'"{key}"'.encode() in start for key in keys):
                 content = _load_json(path)
                 if isinstance(content, dict) and keys <= set(content):
                     found.append(path)
@@ -467,9 +466,9 @@ def _read_masks(root: Path, files: list[Path], labels: list[tuple[Path, Path]]) 
     for _, path in labels:
         values |= set(mask_values(read_mask(path)))
     classes, remarks = _class_list(root), []
-    colours = sorted(value for value in values if isinstance(value, tuple))
     numbers = sorted(value for value in values if not isinstance(value, tuple))
-    if colours:
+    if len(numbers) < len(values):
+        colours = sorted((v,) * 3 if isinstance(v, int) else v for v in values)
         if len(colours) > 256:
             raise UsageError(
                 f'the masks of {root} have {len(colours)} colours: they look like pictures'
@@ -480,7 +479,9 @@ def _read_masks(root: Path, files: list[Path], labels: list[tuple[Path, Path]]) 
                 f'the masks of {root} have {len(colours)} colours and {len(classes)} classes are '
                 'named: the colours must be as many as the classes'
             )
-        mapping: dict[Any, int] = {colour: i for i, colour in enumerate(colours)}
+        mapping: dict[Any, int] = {
+            (c[0] if len(set(c)) == 1 else c): i for i, c in enumerate(colours)
+        }
     elif numbers in ([0, _IGNORED], [_IGNORED]) and len(classes) <= 2:
         classes = classes or ['background', 'foreground']
         mapping = {0: 0, _IGNORED: 1}
@@ -518,18 +519,19 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def mask_values(mask: np.ndarray) -> list[Any]:
-    """The values or colours in a mask."""
+    """The values in a mask: colours that are no grey as (R, G, B)."""
     if mask.ndim == 2:
         return np.unique(mask).tolist()
-    return [tuple(colour) for colour in np.unique(mask.reshape(-1, 3), axis=0).tolist()]
+    colours = np.unique(mask.reshape(-1, 3), axis=0).tolist()
+    return [r if r == g == b else (r, g, b) for r, g, b in colours]
 
 
 def index_mask(mask: np.ndarray, values: dict[Any, int]) -> np.ndarray:
     """The class of each pixel, 255 where there is none."""
     out = np.full(mask.shape[:2], _IGNORED, np.uint8)
+    channels = mask.reshape(*mask.shape[:2], -1)
     for value, label in values.items():
-        same = mask == value if mask.ndim == 2 else (mask == value).all(-1)
-        out[same] = label
+        out[(channels == value).all(-1)] = label
     return out
 
 

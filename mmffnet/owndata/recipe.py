@@ -160,8 +160,9 @@ val_evaluator = dict(ann_file=labels + '/val.json', metric={metric})
 test_evaluator = val_evaluator
 """
 _SEGMENTATION = """\
-own = dict(_delete_=True, type='mmengine.BaseDataset', data_root={root!r})
-own['data_prefix'] = dict(img_path='')
+own = dict(_delete_=True, type='BaseSegDataset', metainfo=dict(classes=classes))
+own.update(data_root={root!r}, img_suffix='', seg_map_suffix='.png')
+own.update(data_prefix=dict(img_path='', seg_map_path=labels + '/masks'))
 model = dict({backbone}
     data_preprocessor=dict(size=(size, size)),
     decode_head=dict(num_classes=len(classes)),
@@ -177,9 +178,10 @@ train_pipeline = [
 resize = dict(type='Resize', scale=(size, size), keep_ratio=True)
 to_multiple = dict(type='ResizeToMultiple', size_divisor=32)
 test_pipeline = [load[0], resize, to_multiple, load[1], dict(type='PackSegInputs')]
-train = dict(ann_file=labels + '/train.json', pipeline=train_pipeline)
-train_dataloader = dict(batch_size=batch_size, dataset=dict(**own, **train))
-val_dataloader = dict(dataset=dict(**own, ann_file=labels + '/val.json', pipeline=test_pipeline))
+train = dict(**own, ann_file=labels + '/train.txt', pipeline=train_pipeline)
+sampler = dict(type='DefaultSampler', shuffle=True)
+train_dataloader = dict(batch_size=batch_size, sampler=sampler, dataset=train)
+val_dataloader = dict(dataset=dict(**own, ann_file=labels + '/val.txt', pipeline=test_pipeline))
 """
 _CLASSIFICATION = """\
 own = dict(_delete_=True, type='CustomDataset', data_root={root!r}, classes=classes)
@@ -257,5 +259,7 @@ def _backbone(recipe: Recipe) -> str:
     if recipe.frozen:
         parts.append(f'frozen_stages={recipe.frozen}')
     if recipe.weights:
-        parts.append(f"init_cfg=dict(type='Pretrained', checkpoint={recipe.weights!r})")
+        parts.append(
+            f"init_cfg=dict(_delete_=True, type='Pretrained', checkpoint={recipe.weights!r})"
+        )
     return f' backbone=dict({", ".join(parts)}),' if parts else ''
