@@ -170,6 +170,7 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
     if around is not None:
         config, size = AROUND[around]
         return Network(name, partial(_build_around, config, backbone), size)
+    accuracy: float | None
     if peer:
         _, side, accuracy, source = peer
     else:
