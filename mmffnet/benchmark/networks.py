@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from mmffnet_cli import format_of
 
+from ..deploy.export import natural_size
 from ..deploy.runtimes import import_runtime, load_exported
 from ..engine.models import build_model
-from ..engine.runner import read_config
+from ..engine.runner import innermost_dataset, read_config
 from ..errors import UsageError
 from ..models import FFNet, FFNetSeg, reparameterize
 from ..registry import MODELS
@@ -101,7 +102,6 @@ class Network:
         size (tuple[int, int]): Height and width to measure at unless told otherwise.
         accuracy (float, optional): Published top-1 accuracy on ImageNet-1k at this size. Defaults
             to None.
-        source (str): Where that is published. Defaults to ''.
         ours (bool): Whether it is a FFNet. Defaults to False.
         exported (Path, optional): The file, if it is an exported model. Defaults to None.
     """
@@ -110,7 +110,6 @@ class Network:
     build: Callable[[str], nn.Module]
     size: tuple[int, int]
     accuracy: float | None = None
-    source: str = ''
     ours: bool = False
     exported: Path | None = None
 
@@ -152,9 +151,9 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
     if around is not None:
         config, size = AROUND[around]
         return Network(name, partial(_build_around, config, backbone), size)
-    side, accuracy, source = peer[1:] if peer else (256, *_published(name, 256))
+    side, accuracy = peer[1:3] if peer else (256, _published(name, 256))
     build = partial(build_model, Config(dict(model=backbone)))
-    return Network(name, build, (side, side), accuracy, source, 'arch' in backbone)
+    return Network(name, build, (side, side), accuracy, 'arch' in backbone)
 
 
 def _find_exported(path: Path) -> Network:
@@ -191,14 +190,10 @@ def fuse(model: nn.Module) -> nn.Module:
 
 def input_size(cfg: Config) -> tuple[int, int]:
     """Height and width of a config's input, as it is cropped or, else, as it is tested."""
-    size = (cfg.model.get('data_preprocessor') or {}).get('size')
+    size = natural_size(cfg)
     if size:
-        return tuple(size)
-    loader = cfg.get('test_dataloader') or {}
-    for step in reversed((loader.get('dataset') or {}).get('pipeline') or ()):
-        if step.get('crop_size'):
-            crop = step['crop_size']
-            return (crop, crop) if isinstance(crop, int) else tuple(crop)
+        return size
+    for step in reversed(innermost_dataset(cfg, 'test').get('pipeline') or ()):
         if isinstance(step.get('scale'), list | tuple):
             # the longer side first; padded as networks with 32 as their largest stride need it
             width, height = (-(-side // 32) * 32 for side in step['scale'])
@@ -206,9 +201,12 @@ def input_size(cfg: Config) -> tuple[int, int]:
     return 256, 256
 
 
-def _published(arch: str, size: int) -> tuple[float | None, str]:
-    for entry in read_entries():
-        accuracy = entry.published.get('Top 1 Accuracy')
-        if entry.name.startswith(f'{arch}_') and entry.metadata.get('Input Size') == size:
-            return accuracy, 'github.com/ysj9909/FFNet (v1.0)' if accuracy else ''
-    return None, ''
+def _published(arch: str, size: int) -> float | None:
+    return next(
+        (
+            entry.published.get('Top 1 Accuracy')
+            for entry in read_entries()
+            if entry.name.startswith(f'{arch}_') and entry.metadata.get('Input Size') == size
+        ),
+        None,
+    )
