@@ -178,7 +178,9 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
         accuracy = _published(name, side)
         source = repository if accuracy else ''
     build = partial(build_model, Config(dict(model=backbone)))
-    return Network(name, build, (side, side), accuracy, source, 'FFNet' in backbone['type'])
+    return Network(
+        name, build, (side, side), accuracy, source, backbone['type'].startswith('FFNet')
+    )
 
 
 def _find_exported(path: Path) -> Network:
