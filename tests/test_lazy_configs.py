@@ -297,12 +297,12 @@ def test_exported_files_are_those_of_the_text_config(lazy, tmp_path, task):
 def test_the_size_of_a_crop():
     from mmpretrain.datasets import CenterCrop
 
-    from mmffnet.deploy.export import _natural_size
+    from mmffnet.deploy.export import natural_size
 
     for kind in (CenterCrop, 'mmpretrain.CenterCrop', 'CenterCrop'):
         pipeline = [dict(type=kind, crop_size=48)]
         cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=pipeline))))
-        assert _natural_size(cfg) == (48, 48)
+        assert natural_size(cfg) == (48, 48)
 
 
 @pytest.mark.parametrize('task', ['segmentation', 'classification'])
