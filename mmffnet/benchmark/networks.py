@@ -1,4 +1,4 @@
-"""What can be measured by name: FFNets, other people's backbones, and whole models of configs."""
+"""What can be measured by name: the backbones here, those of timm, and whole models of configs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ..deploy.runtimes import import_runtime, load_exported
 from ..engine.models import build_model
 from ..engine.runner import read_config
 from ..errors import UsageError
-from ..models import FFNet, FFNetSeg, reparameterize
+from ..models import AFFNet, CASViT, FFNet, FFNetSeg, PoolFormer, TransNeXt, reparameterize
 from ..registry import MODELS
 from .metafiles import read_entries
 
@@ -46,7 +46,6 @@ _SWIN = 'Liu et al. 2021, arXiv 2103.14030'
 _CONVNEXT = 'Liu et al. 2022, arXiv 2201.03545'
 _FASTVIT = 'github.com/apple/ml-fastvit (Vasu et al. 2023, arXiv 2303.14189)'
 _METAFORMER = 'github.com/sail-sg/metaformer (Yu et al. 2022, arXiv 2210.13452)'
-#: CAS-ViT is not in timm.
 PEERS = {
     'resnet50': Peer('resnet50', 224, 80.4, 'Wightman et al. 2021, arXiv 2110.00476 (recipe A1)'),
     'convnext_tiny': Peer('convnext_tiny', 224, 82.1, _CONVNEXT),
@@ -58,6 +57,16 @@ PEERS = {
     'fastvit_sa36': Peer('fastvit_sa36', 256, 83.6, _FASTVIT),
     'convformer_s18': Peer('convformer_s18', 224, 83.0, _METAFORMER),
     'caformer_s18': Peer('caformer_s18', 224, 83.6, _METAFORMER),
+}
+
+
+#: The families that are called ``<family>-<arch>``: class, size of the pictures, and where the
+#: accuracy is published.
+FAMILIES: dict[str, tuple[Any, int, str]] = {
+    'poolformer': (PoolFormer, 224, 'github.com/sail-sg/poolformer'),
+    'casvit': (CASViT, 224, 'github.com/Tianfang-Zhang/CAS-ViT'),
+    'transnext': (TransNeXt, 224, 'github.com/DaiShiResearch/TransNeXt'),
+    'affnet': (AFFNet, 256, 'github.com/microsoft/TokenMixers'),
 }
 
 
@@ -119,8 +128,9 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
     """Finds what a name stands for.
 
     Args:
-        name (str): A variant of FFNet or FFNetSeg, a key of :data:`PEERS`, ``timm:`` and a name of
-            timm's, a config (a file, or the name of one that mmffnet ships), or an exported model.
+        name (str): A variant of FFNet or FFNetSeg, a family of :data:`FAMILIES` and a variant of
+            it (``poolformer-s12``), a key of :data:`PEERS`, ``timm:`` and a name of timm's, a
+            config (a file, or the name of one that mmffnet ships), or an exported model.
         around (str, optional): A key of :data:`AROUND`; puts the backbone into that model.
             Defaults to None.
         cfg_options (Sequence[str]): Settings of the config to override. Defaults to ().
@@ -129,11 +139,18 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
         UsageError: If there is no such network.
     """
     peer = PEERS.get(name)
+    family, _, arch = name.partition('-')
+    network, side, repository = FAMILIES.get(
+        family, (FFNet, 256, 'github.com/ysj9909/FFNet (v1.0)')
+    )
     backbone: dict[str, Any]
     if name in FFNet.arch_settings:
         backbone = dict(type='FFNet', arch=name)
     elif name in FFNetSeg.arch_settings:
         backbone = dict(type='FFNetSeg', arch=name, out_indices=(0, 1, 2, 3))
+    elif family in FAMILIES and arch in network.arch_settings:
+        backbone = dict(type=f'mmffnet.{network.__name__}', arch=arch)
+        side = network.arch_settings[arch].get('pretrain_size', side)
     elif peer or name.startswith('timm:'):
         timm_name = peer.timm_name if peer else name.removeprefix('timm:')
         backbone = dict(type='mmffnet.TimmFeatures', name=timm_name)
@@ -145,16 +162,22 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
         cfg = read_config(name, cfg_options)
         return Network(name, partial(build_model, cfg), input_size(cfg))
     else:
-        known = ', '.join([*FFNet.arch_settings, *FFNetSeg.arch_settings, *PEERS])
+        families = [f'{key}-{arch}' for key in FAMILIES for arch in FAMILIES[key][0].arch_settings]
+        known = ', '.join([*FFNet.arch_settings, *FFNetSeg.arch_settings, *families, *PEERS])
         raise UsageError(
             f"there is no network '{name}': there are {known}, timm:NAME, configs, exported files"
         )
     if around is not None:
         config, size = AROUND[around]
         return Network(name, partial(_build_around, config, backbone), size)
-    side, accuracy, source = peer[1:] if peer else (256, *_published(name, 256))
+    accuracy: float | None
+    if peer:
+        _, side, accuracy, source = peer
+    else:
+        accuracy = _published(name, side)
+        source = repository if accuracy else ''
     build = partial(build_model, Config(dict(model=backbone)))
-    return Network(name, build, (side, side), accuracy, source, 'arch' in backbone)
+    return Network(name, build, (side, side), accuracy, source, 'FFNet' in backbone['type'])
 
 
 def _find_exported(path: Path) -> Network:
@@ -206,9 +229,8 @@ def input_size(cfg: Config) -> tuple[int, int]:
     return 256, 256
 
 
-def _published(arch: str, size: int) -> tuple[float | None, str]:
+def _published(name: str, size: int) -> float | None:
     for entry in read_entries():
-        accuracy = entry.published.get('Top 1 Accuracy')
-        if entry.name.startswith(f'{arch}_') and entry.metadata.get('Input Size') == size:
-            return accuracy, 'github.com/ysj9909/FFNet (v1.0)' if accuracy else ''
-    return None, ''
+        if entry.name.startswith(f'{name}_') and entry.metadata.get('Input Size') == size:
+            return entry.published.get('Top 1 Accuracy')
+    return None
