@@ -341,6 +341,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.dist
 def test_two_processes(toy, tmp_path):
     known = dict(store=str(tmp_path / 'store'))
     processes = [
