@@ -57,6 +57,7 @@ def test_contract(name):
 
 
 @pytest.mark.parametrize('name', [n for n in CONFIGS if '-et_' in n])
+@pytest.mark.slow
 def test_trains(name):
     cfg = small(name)
     cfg.model.backbone.norm_cfg = None

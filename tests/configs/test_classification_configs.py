@@ -104,6 +104,7 @@ def test_contract(name):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.slow
 def test_trains_and_predicts(name, tmp_path):
     cfg = read(name)
     backbone = cfg.model.backbone

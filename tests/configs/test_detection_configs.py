@@ -125,6 +125,7 @@ def batch(with_masks, height=64, width=96):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.slow
 def test_trains_and_predicts(name):
     cfg = shrink(read(name))
     model = build(cfg).train()

@@ -145,6 +145,7 @@ def batch(height, width, classes, images=1):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.slow
 def test_trains_and_predicts(name):
     cfg = shrink(read(name))
     model = build(cfg).train()
@@ -457,6 +458,7 @@ for name in ('upernet_ffnet2', 'ffnetseg', 'segformer_ffnet2'):
 """
 
 
+@pytest.mark.slow
 def test_without_mmdet_and_mmpretrain(toy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     child = toy.Child(tmp_path / 'log', _ALONE, function=toy.run_code)
