@@ -2,7 +2,8 @@
 
 All implementations give the numbers of ``torch.nn.functional.conv2d`` within the rounding of the
 dtype. Which one runs is decided by a table; ``MMFFNET_KERNELS`` or :func:`use_kernels` choose
-PyTorch's own everywhere (``plain``), or take Triton's into the table (``triton``). What is traced, exported, compiled or transformed always is PyTorch's own.
+PyTorch's own everywhere (``plain``), or take Triton's into the table (``triton``). What is traced,
+exported, compiled or transformed always is PyTorch's own.
 docs/speed.md has the measurements.
 """
 
@@ -48,6 +49,13 @@ class _Call:
 class _Row:
     implementation: str
     fits: Callable[[_Call], bool]
+
+
+@functools.cache
+def _has_triton(device: str) -> bool:
+    if device == 'cpu':
+        return os.environ.get('TRITON_INTERPRET') == '1' and has_triton_package()
+    return device == 'cuda' and has_triton()
 
 
 def _lacks_weight_gradient(call: _Call) -> bool:
@@ -224,13 +232,6 @@ def _autocast(x: Tensor) -> Tensor:
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind))
-
-
-@functools.cache
-def _has_triton(device: str) -> bool:
-    if device == 'cpu':
-        return os.environ.get('TRITON_INTERPRET') == '1' and has_triton_package()
-    return device == 'cuda' and has_triton()
 
 
 def _choose(
