@@ -12,9 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import triton_kernels as kernels
 
-#: Columns and channels that a program works on
-_COLUMNS = 16
-_CHANNELS = 64
+#: Columns and channels that a program works on, and fewer where it keeps sums: what fits into the
+#: registers of sm_75 to sm_90
+_BLOCK = (16, 64)
+_SUM_BLOCK = (8, 32)
 #: Programs that share a sum over a map
 _PARTS = 256
 
@@ -27,11 +28,12 @@ def _last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _blocks(width: int, channels: int) -> tuple[int, int, int, int]:
-    """Columns and channels of a block, and the number of blocks of each."""
-    columns = min(_COLUMNS, triton.next_power_of_2(width))
-    part = min(_CHANNELS, triton.next_power_of_2(channels))
-    return columns, part, triton.cdiv(width, columns), triton.cdiv(channels, part)
+def _blocks(width: int, channels: int, most: tuple[int, int] = _BLOCK) -> tuple[dict, int, int]:
+    """The sizes of a block, and how many there are of columns and of channels."""
+    columns, part = (
+        min(n, triton.next_power_of_2(m)) for n, m in zip(most, (width, channels), strict=True)
+    )
+    return dict(BW=columns, BC=part), triton.cdiv(width, columns), triton.cdiv(channels, part)
 
 
 def _out_size(x: Tensor, weight: Tensor, stride: int, padding: list[int]) -> tuple[int, int]:
@@ -51,11 +53,9 @@ class _Geometry:
         self.sizes = (x.shape[2], x.shape[3], x.shape[1], *self.out)
         self.constants = dict(M=len(weight) // x.shape[1], S=stride, PH=padding[0], PW=padding[1])
         self.constants |= dict(KH=weight.shape[2], KW=weight.shape[3])
-        self.columns, self.part, self.width_blocks, self.channel_blocks = _blocks(
-            self.out[1], self.channels_out
-        )
-        self.blocks = dict(BW=self.columns, BC=self.part)
-        self.grid = (self.rows * self.width_blocks, self.channel_blocks)
+        self.blocks, self.width_blocks, channel_blocks = _blocks(self.out[1], len(weight))
+        self.grid = (self.rows * self.width_blocks, channel_blocks)
+        self.sum_blocks = _blocks(self.out[1], len(weight), _SUM_BLOCK)
         self.values = self.rows * self.out[1]
         self.parts = min(_PARTS, self.rows)
         self.rows_each = triton.cdiv(self.rows, self.parts)
@@ -67,17 +67,17 @@ class _Geometry:
     def sums(self, like: Tensor, *shape: int) -> Tensor:
         return like.new_empty((self.parts, *shape), dtype=torch.float32)
 
-    def sum_up(self, kernel: Any, *tensors: Tensor, **constants: int) -> None:
-        kernel[(self.parts, self.channel_blocks)](
+    def sum_up(self, kernel: Any, *tensors: Tensor, planes: int = 1, **constants: int) -> None:
+        kernel[(self.parts, self.sum_blocks[2], planes)](
             *tensors,
             self.rows,
             self.rows_each,
             *self.sizes,
             self.channels_out,
-            self.width_blocks,
+            self.sum_blocks[1],
             **constants,
             **self.constants,
-            **self.blocks,
+            **self.sum_blocks[0],
         )
 
 
@@ -125,7 +125,7 @@ def input_gradient(
     small = 0 if weight2 is None else weight2.shape[2]
     dx = _empty(grad, tuple(size))
     n, channels, height, width = size
-    columns, part, width_blocks, channel_blocks = _blocks(width, channels)
+    blocks, width_blocks, channel_blocks = _blocks(width, channels)
     kernels.input_gradient[(n * height * width_blocks, channel_blocks)](
         grad,
         weight,
@@ -144,8 +144,7 @@ def input_gradient(
         KH=weight.shape[2],
         KW=weight.shape[3],
         K2=small,
-        BW=columns,
-        BC=part,
+        **blocks,
     )
     return dx
 
@@ -171,26 +170,17 @@ def weight_gradient(
     grad, x = _last(grad), _last(x)
     geometry = _Geometry(x, weight, stride, padding)
     height, width = weight.shape[2:]
-    part = min(geometry.part, 32)
     dw = geometry.sums(x, height, width, len(weight))
     db = geometry.sums(x, len(weight) if with_bias else 0)
-    grid = (geometry.parts, triton.cdiv(len(weight), part), height)
-    columns = min(geometry.columns, 8)
-    kernels.weight_gradient[grid](
+    geometry.sum_up(
+        kernels.weight_gradient,
         grad,
         x,
         dw,
         db,
-        geometry.rows,
-        geometry.rows_each,
-        *geometry.sizes,
-        geometry.channels_out,
-        triton.cdiv(geometry.out[1], columns),
+        planes=height,
         HAS_BIAS=with_bias,
         TAPS=triton.next_power_of_2(width),
-        BW=columns,
-        BC=part,
-        **geometry.constants,
     )
     return dw.sum(0).permute(2, 0, 1).unsqueeze(1).contiguous(), db.sum(0)
 
