@@ -1,4 +1,4 @@
-"""The Triton kernels give the numbers of float64: on a GPU, or elsewhere in Triton's interpreter."""
+"""The Triton kernels give the numbers of float64: on a GPU, or else in Triton's interpreter."""
 
 import copy
 
@@ -24,6 +24,11 @@ SHAPES = [
 ]
 
 
+@pytest.fixture
+def device():
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
 def make(shape, dtype, device, small=None):
     channels, height, width, kernel, _, multiplier = shape
     x = 3 + torch.randn(2, channels, height, width)
@@ -34,18 +39,19 @@ def make(shape, dtype, device, small=None):
 
 def assert_close(ours, theirs, tolerance):
     for a, b in zip(ours, theirs, strict=True):
-        difference, norm = (
-            t.detach().cpu().double().norm() for t in (a.cpu().double() - b.cpu(), b)
-        )
-        assert difference <= tolerance * norm
+        a, b = (t.detach().cpu().double() for t in (a, b))
+        assert (a - b).norm() <= tolerance * b.norm()
 
 
 def in_float64(tensors):
     return [t.detach().cpu().double().requires_grad_() for t in tensors]
 
 
-@pytest.mark.parametrize('dtype', TOLERANCE)
-@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize(
+    ('shape', 'dtype'),
+    [(shape, torch.float32) for shape in SHAPES]
+    + [(SHAPES[0], torch.bfloat16), (SHAPES[1], torch.float16)],
+)
 def test_convolution(shape, dtype, device):
     x, weight = make(shape, dtype, device)
     bias = torch.randn(len(weight), device=device, dtype=dtype).requires_grad_()
@@ -93,7 +99,8 @@ def test_pair(shape, small, dtype, device):
     )
 
 
-@pytest.mark.parametrize('shape', [(3, 3, 4, 3, 1, 1), (2, 4, 3, 3, 2, 2)])
+@pytest.mark.slow
+@pytest.mark.parametrize('shape', [(2, 2, 3, 3, 1, 1), (2, 3, 2, 3, 2, 2)])
 def test_operators_are_well_formed(shape, device):
     x, weight = make(shape, torch.float32, device)
     bias = torch.randn(len(weight), device=device).requires_grad_()
@@ -136,9 +143,8 @@ def test_layers_use_them_when_asked_for(mode, device, monkeypatch):
             y = net(x)
         y.square().sum().backward()
         found.append([y, *(p.grad for p in net.parameters()), *net.buffers()])
-    assert used == dict(
-        train=['pair', 'depthwise'], eval=['depthwise'] * 2, mixed=['depthwise'] * 3
-    ).get(mode)
+    first = ['pair'] if mode == 'train' else []  # which calls the other one
+    assert used == first + ['depthwise'] * (3 if mode == 'mixed' else 2)
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
