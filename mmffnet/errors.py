@@ -1,5 +1,9 @@
 """Errors that the tools report in one line."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class UsageError(ValueError):
     """A mistake in what the user asked for, which the tools report in one line."""
@@ -13,3 +17,14 @@ def describe_error(error: Exception) -> str:
     """The first line that says something, after the type unless that is all there is."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Adds the name of the file to the error of a full disk, which comes without."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise

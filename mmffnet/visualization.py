@@ -4,14 +4,18 @@ Pictures are arrays (H, W, 3) of uint8 in the order R, G, B.
 """
 
 import colorsys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:  # takes a second, which only those who draw should wait
+    from matplotlib.figure import Figure
 
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
@@ -19,6 +23,9 @@ Box = tuple[float, float, float, float]
 _SMALL = 900  # pixels: where the longer side has fewer, pictures are enlarged
 _INK = (34, 34, 34)
 _BAR = (60, 120, 200)
+_NOT_LABELLED = (255, 255, 255)
+_DARK = '#222222'
+PANEL = 5.2  # inches, the longer side of a picture in a drawing
 
 
 @dataclass(frozen=True)
@@ -195,28 +202,122 @@ def paint_labels(image: np.ndarray, labels: np.ndarray, legend: Legend) -> np.nd
     Returns:
         np.ndarray: A new picture; small ones are enlarged.
     """
-    from mmffnet.engine.hooks.pictures import find_places
-
-    painted, _ = enlarge(image)
-    size = (painted.shape[1], painted.shape[0])
-    labels = cv2.resize(labels.astype(np.int32), size, interpolation=cv2.INTER_NEAREST)
     number = int(labels.max(initial=0)) + 1
-    table = np.array([legend.colour(label) for label in range(number)], np.float32)
-    known = labels >= 0
-    grey = painted.mean(axis=2, keepdims=True)  # a picture's own colours would change the classes'
-    painted = np.where(known[..., None], 0.4 * grey + 0.6 * table[labels], grey).astype(np.uint8)
-    edge = np.zeros(labels.shape, bool)
-    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= labels[1:] != labels[:-1]
-    painted[edge] = painted[edge] // 2
-    drawing = Image.fromarray(painted)
+    table = np.array([*map(legend.colour, range(number)), _NOT_LABELLED])
+    painted, labels = _tint(image, np.where(labels < 0, number, labels), table)
+    drawing = Image.fromarray(painted.astype(np.uint8))
     draw = ImageDraw.Draw(drawing)
     font = _font(round(_font_size(painted.shape)))
-    for x, y, label in find_places(np.where(known, labels, number), number):
+    for x, y, label in find_places(labels, number):
         place = draw.textbbox((x, y), legend.name(label), font=font, anchor='mm')
         draw.rectangle([place[0] - 3, place[1] - 3, place[2] + 3, place[3] + 3], fill='white')
         draw.text((x, y), legend.name(label), fill=_INK, font=font, anchor='mm')
     return np.asarray(drawing)
+
+
+def _tint(
+    image: np.ndarray, labels: np.ndarray, table: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Colours over a faint grey picture with thin dark lines between them, and the labels.
+
+    Both are enlarged where the picture is small.
+    """
+    painted, _ = enlarge(image)
+    size = (painted.shape[1], painted.shape[0])
+    labels = cv2.resize(labels.astype(np.int32), size, interpolation=cv2.INTER_NEAREST)
+    # a picture's own colours would change those of the classes
+    painted = 0.3 * painted.mean(axis=2, keepdims=True) + 0.7 * table[labels]
+    edge = np.zeros(labels.shape, bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    painted[edge] *= 0.4
+    return painted, labels
+
+
+def find_places(labels: np.ndarray, number: int) -> Iterator[tuple[float, float, int]]:
+    """Where names fit: the innermost point (x, y) of each class that covers a good part."""
+    areas = np.bincount(labels.ravel(), minlength=number)[:number]
+    for label in np.flatnonzero(areas >= 0.015 * labels.size):
+        inside = np.pad(labels == label, 1).astype(np.uint8)
+        y, x = divmod(int(cv2.distanceTransform(inside, cv2.DIST_L2, 3).argmax()), inside.shape[1])
+        yield x - 0.5, y - 0.5, int(label)
+
+
+def draw_segmentation(
+    image: np.ndarray,
+    maps: dict[str, np.ndarray],
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+) -> 'Figure':
+    """Draws a picture and label maps side by side, above a legend of the classes in them.
+
+    Args:
+        image (np.ndarray): The picture, RGB, of shape (H, W, 3).
+        maps (dict[str, np.ndarray]): Label maps of shape (H, W), by their titles. What is not a
+            class counts as not labelled. If there are a 'ground truth' and a 'prediction', the
+            share of right pixels is shown.
+        classes (Sequence[str]): Names of the classes.
+        palette (Sequence[Sequence[int]]): Their colours, from 0 to 255.
+
+    Returns:
+        Figure: The drawing.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    number = len(classes)
+    maps = {title: np.where((m < 0) | (m >= number), number, m) for title, m in maps.items()}
+    table = np.concatenate([np.asarray(palette).reshape(-1, 3), [_NOT_LABELLED]])
+    areas = np.sum([np.bincount(m.ravel(), minlength=number + 1) for m in maps.values()], axis=0)
+    present = [i for i in np.argsort(-areas[:number], kind='stable') if areas[i]]
+    names = [classes[i] for i in present]
+    if areas[number]:
+        present, names = [*present, number], [*names, 'not labelled']
+
+    height, width = np.array(image.shape[:2]) * PANEL / max(image.shape[:2])
+    near, margin, top = 0.08, 0.1, 0.32
+    total = (1 + len(maps)) * (width + near) - near + 2 * margin
+    columns = max(1, int((total - 2 * margin) / (0.55 + 0.085 * max(map(len, names)))))
+    rows = -(-len(names) // columns)
+    bottom = 0.22 * rows + 0.2
+    size = np.array([total, top + height + bottom])
+    figure = Figure(tuple(size), dpi=110, facecolor='white')
+    painted = {title: _tint(image, m, table)[0] / 255 for title, m in maps.items()}
+    panels = {'picture': image, **painted}
+    for i, (title, panel) in enumerate(panels.items()):
+        corner = np.array([margin + i * (width + near), bottom])
+        ax = figure.add_axes((*(corner / size), *(np.array([width, height]) / size)))
+        ax.imshow(panel, aspect='auto', extent=(0, image.shape[1], image.shape[0], 0))
+        ax.set_axis_off()
+        for x, y, label in find_places(maps[title], number) if title in maps else ():
+            box = dict(facecolor='white', edgecolor='none', alpha=0.75, pad=1.2)
+            ax.text(x, y, classes[label], size=7, color=_DARK, ha='center', va='center', bbox=box)
+        if title == 'prediction' and 'ground truth' in maps:
+            title += _describe_agreement(maps['prediction'], maps['ground truth'], number)
+        ax.set_title(title, size=10, color=_DARK, pad=4)
+    handles = [
+        Patch(facecolor=table[i] / 255, edgecolor='#888888', lw=0.5, label=name)
+        for i, name in zip(present, names, strict=True)
+    ]
+    figure.legend(
+        # matplotlib goes down the columns
+        handles=[handle for i in range(columns) for handle in handles[i::columns]],
+        loc='lower center',
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
+        borderaxespad=0.3,
+        columnspacing=1.2,
+        handlelength=1.4,
+    )
+    return figure
+
+
+def _describe_agreement(prediction: np.ndarray, truth: np.ndarray, number: int) -> str:
+    known = truth < number
+    if not known.any():
+        return ''
+    return f': {100 * (prediction == truth)[known].mean():.1f} % of the labelled pixels are right'
 
 
 def paint_scores(image: np.ndarray, names: Sequence[str], scores: Sequence[float]) -> np.ndarray:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _MODULES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'numpy')
+_COMPANY = ('timm', 'onnxruntime', 'openvino')
 # The optional packages, by what installs them: the official ones and those of the onedl fork.
 _OPTIONAL = {
     'mmdet': ('mmdet', 'onedl-mmdetection'),
@@ -44,6 +45,7 @@ def environment(quick: bool = False) -> dict[str, Any]:
     if not quick:
         packages['cuda'], packages['devices'], problems = _torch()
     packages |= {**versions, 'opencv': _version('cv2')}
+    packages |= {module: _version(module) for module in _COMPANY}
     ops = 'none'
     if not quick and not problems and packages['mmengine'] and packages['mmcv']:
         ops, problems = _ops()
@@ -88,10 +90,12 @@ def _version(module: str) -> str | None:
         _source(module, 'version.py', '__init__.py'),
         re.MULTILINE,
     )
-    if found and not found[1][0].isdigit():  # the name in importlib.metadata.version('...')
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(found[1])
-    return found[1] if found else 'unknown'
+    if found and found[1][0].isdigit():
+        return found[1]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        # the name in importlib.metadata.version('...'), or no version at all
+        return importlib.metadata.version(found[1] if found else module)
+    return 'unknown'
 
 
 def _ops() -> tuple[str, list[str]]:

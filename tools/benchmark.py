@@ -110,8 +110,8 @@ def _add_speed(tasks: Any) -> None:
         nargs='*',
         default=['ffnet2'],
         metavar='NETWORK',
-        help='ffnet2, convnext_tiny, timm:NAME, a config, an exported file; ffnets and peers stand '
-        'for all of these (default: ffnet2)',
+        help='ffnet2, poolformer-s12, resnet50, timm:NAME, a config, a file; ffnets and peers '
+        'stand for all of these (default: ffnet2)',
     )
     parser.add_argument(
         '--forms',
@@ -193,7 +193,8 @@ def _add_profile(tasks: Any) -> None:
 def _profile(args: argparse.Namespace) -> int:
     from mmffnet.benchmark.forms import parse_form
     from mmffnet.benchmark.networks import find_network
-    from mmffnet.benchmark.profile import describe, profile_network
+    from mmffnet.benchmark.profile import profile_network
+    from mmffnet.benchmark.report import markdown
 
     size, device, _ = _prepare(args)
     modules, operators = profile_network(
@@ -206,7 +207,7 @@ def _profile(args: argparse.Namespace) -> int:
         depth=args.depth,
         trace=args.trace,
     )
-    print(describe(modules, operators[: args.top]), end='')
+    print(f'{markdown(modules)}\n{markdown(operators[: args.top])}', end='')
     return 0
 
 

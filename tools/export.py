@@ -6,16 +6,14 @@ loaded in its own runtime and compared with PyTorch before it is kept.
 
 from collections.abc import Sequence
 
-from mmffnet_cli import Parser
-
-FORMATS = ('onnx', 'openvino', 'coreml', 'torchscript', 'torch-export')
+from mmffnet_cli import FORMATS, Parser
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument('config', help='a config file, or the name of one that mmffnet ships')
     parser.add_argument('checkpoint', help='its trained weights')
-    parser.add_argument('--format', choices=FORMATS, required=True)
+    parser.add_argument('--format', choices=list(FORMATS), required=True)
     parser.add_argument(
         '--out', metavar='FILE', help='what to write; by default here, named after the config'
     )
@@ -40,9 +38,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     try:
         from mmffnet.deploy.export import export_config
+        from mmffnet.engine.imports import import_models
         from mmffnet.engine.runner import read_config
 
         cfg = read_config(args.config, args.cfg_options)
+        import_models(cfg)
         report = export_config(
             cfg,
             args.checkpoint,

@@ -8,7 +8,7 @@ is 0, or 1 if something could not be read, or 2 if nothing was done.
 import argparse
 from collections.abc import Sequence
 
-from mmffnet_cli import Parser
+from mmffnet_cli import Parser, format_of
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -51,15 +51,19 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             parser.error(f'--{name.replace("_", "-")} must be at least 1')
 
     try:
+        from mmffnet.engine.imports import import_models
+        from mmffnet.engine.runner import read_config
         from mmffnet.errors import UsageError
-        from mmffnet.inference import Inferencer, find_sources, is_exported
+        from mmffnet.inference import Inferencer, find_sources
     except ImportError as error:
         parser.error(f'mmffnet cannot be imported: {error}')
     checkpoint, inputs = None, args.rest
-    if not is_exported(args.model):
+    if not format_of(args.model):
         checkpoint, *inputs = args.rest
     try:
         sources = find_sources(inputs, args.out_dir)
+        if checkpoint is not None:
+            import_models(read_config(args.model, args.cfg_options))
         inferencer = Inferencer(
             args.model, checkpoint, args.device, args.fuse, args.tta, args.cfg_options
         )

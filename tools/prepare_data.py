@@ -25,28 +25,21 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         action='store_false',
         help='accept archives of another size or checksum than the official ones',
     )
-    parser.add_argument(
-        '--force', action='store_true', help="replace files that differ from the archives'"
-    )
+    parser.add_argument('--force', action='store_true', help='replace files that are there')
     args = parser.parse_args(argv)
 
     try:
-        from mmffnet.datasets.prepare import DATASETS, PreparationError, prepare
+        from mmffnet.datasets.archives import DATASETS
+        from mmffnet.datasets.prepare import prepare
+        from mmffnet.errors import UsageError
     except ImportError as error:
         parser.error(f'mmffnet cannot be imported: {error}')
+    dataset = DATASETS[args.dataset]
     try:
-        prepare(
-            DATASETS[args.dataset],
-            args.root,
-            args.archives,
-            checksum=args.checksum,
-            force=args.force,
-        )
-    except PreparationError as error:
-        problems = ''.join(f'{parser.prog}: error: {problem}\n' for problem in error.problems)
-        parser.exit(2, problems)
-    except OSError as error:
-        parser.error(str(error))
+        prepare(dataset, args.root, args.archives, checksum=args.checksum, force=args.force)
+    except (UsageError, OSError) as error:
+        problems = [f'{parser.prog}: error: {line}\n' for line in str(error).splitlines()]
+        parser.exit(2, ''.join(problems))
     except KeyboardInterrupt:
         parser.exit(130, f'\n{parser.prog}: interrupted; run it again to continue\n')
 

@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     try:
         from mmffnet.engine import runner
+        from mmffnet.engine.imports import import_models
         from mmffnet.errors import UsageError
     except ImportError as error:
         parser.error(f'mmffnet cannot be imported: {error}')
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             args.compile,
             args.channels_last,
         )
+        import_models(cfg)
         runner.run(runner.build_runner(cfg), 'test')
     except UsageError as error:
         parser.error(str(error))

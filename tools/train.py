@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     try:
         from mmffnet.engine import runner
+        from mmffnet.engine.imports import import_models
         from mmffnet.errors import UsageError
     except ImportError as error:
         parser.error(f'mmffnet cannot be imported: {error}')
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         runner.train_config(
             cfg, args.resume, args.amp, args.auto_scale_lr, args.compile, args.channels_last
         )
+        import_models(cfg)
         runner.run(runner.build_runner(cfg), 'train')
     except UsageError as error:
         parser.error(str(error))

@@ -2,19 +2,22 @@
 
 import gc
 import math
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mmffnet_cli import FORMATS, format_of
+
 from .forms import RUNTIMES, Call, Form, prepare, prepare_exported, prepare_training
-from .memory import peak_memory
 from .networks import Network
+from .profile import peak_memory
 
 #: Seconds that a turn should last at least: what is faster is called several times
 _TURN = 0.05
@@ -53,9 +56,11 @@ class Measurement:
     def name(self) -> str:
         return f'{self.network.name} {self.form}'
 
+    def milliseconds(self, batch: int = 1) -> 'Spread | None':
+        return spread([1e3 * s / batch for s in self.seconds]) if self.seconds else None
 
-@dataclass(frozen=True)
-class Spread:
+
+class Spread(NamedTuple):
     """Median and quartiles."""
 
     median: float
@@ -65,10 +70,7 @@ class Spread:
 
 def spread(values: Sequence[float]) -> Spread:
     """Median and quartiles of a few values."""
-    if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
-    low, median, high = statistics.quantiles(values, n=4, method='inclusive')
-    return Spread(median, low, high)
+    return Spread(*map(float, np.quantile(values, (0.5, 0.25, 0.75))))
 
 
 def speedup(base: Measurement, other: Measurement) -> Spread | None:
@@ -147,9 +149,8 @@ def _forms_of(network: Network, forms: Sequence[Form]) -> Sequence[Form]:
     """An exported model is in its form already; OpenVINO chooses the precision when it loads it."""
     if network.exported is None:
         return forms
-    suffix = network.exported.suffix
-    runtime = next((name for name, ending in RUNTIMES.items() if ending == suffix), None)
-    if runtime is None:
+    runtime = FORMATS[str(format_of(network.exported))].runtime
+    if runtime not in RUNTIMES:
         return [Form()]
     found = [Form(**{runtime: True})]
     return found + [form for form in forms if form.openvino and form.bf16 and found[0].openvino]

@@ -12,20 +12,17 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.error import URLError
 from urllib.parse import unquote, urlparse
-from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.fileio import get_file_backend
 from mmengine.logging import HistoryBuffer
-from torch.hub import tqdm
 
+from ..download import download_file
 from ..errors import DamagedCheckpointError
 
 # What torch's reader is allowed belongs to the process: one thread at a time changes it.
@@ -215,19 +212,10 @@ def download(url: str, folder: Any = None, progress: bool = True) -> Path:
 def _fetch(url: str, path: Path, progress: bool) -> None:
     if path.is_file():
         return
-    # torch.hub's own function keeps what has come when a connection ends too early
     try:
-        request = Request(url, headers={'User-Agent': 'mmffnet'})
-        with urlopen(request, timeout=60) as response, atomic_write(path) as file:
-            total = response.length
-            style = dict(desc=path.name, unit='B', unit_scale=True, disable=not progress)
-            with tqdm(total=total, **style) as bar:
-                while chunk := response.read(1 << 18):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-            if total not in (None, file.tell()):
-                raise ConnectionError(f'it ended after {file.tell()} of {total} bytes')
-    except (URLError, ConnectionError, TimeoutError, HTTPException) as error:
+        with atomic_path(path) as unfinished:
+            download_file(url, unfinished, attempts=1, progress=progress)
+    except ConnectionError as error:
         raise ConnectionError(
             f'cannot download {url} ({error}). Without a connection, fetch it elsewhere and put '
             f'it at {path}'
@@ -259,16 +247,21 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     Args:
         path (str): The file; its folder is made if need be.
     """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as unfinished, unfinished.open('xb') as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """The same for what writes to a path: gives one that is moved to its place at the end."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # made without tempfile, whose files are for their owner alone
     unfinished = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
     try:
-        with unfinished.open('xb') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield unfinished
         unfinished.replace(path)
-    except BaseException:
+    finally:
         unfinished.unlink(missing_ok=True)
-        raise

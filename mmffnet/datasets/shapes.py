@@ -1,4 +1,4 @@
-"""The synthetic 'shapes' data set on disk: made on first use, the same bytes for the same seed."""
+"""The synthetic 'shapes' data set on disk: made on first use, the same pixels for the same seed."""
 
 import json
 import os
@@ -9,13 +9,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import cv2
 import numpy as np
 from mmengine.logging import print_log
 
-from .encoding import encode_png, encode_rle, trace_polygons
+from ..errors import naming
 from .scenes import CLASSES, Scene, draw_portrait, draw_scene
 
-# raised whenever the same parameters come to mean other bytes
+# raised whenever the same parameters come to mean other pixels or labels
 VERSION = 1
 # What each layout holds unless told otherwise: pictures per split, longer side in pixels, seed.
 DEFAULTS = {
@@ -129,29 +130,29 @@ def _create(root: Path, stamp: dict) -> None:
 
 
 def _write_coco(root: Path, stamp: dict) -> None:
+    from pycocotools import mask as coco_mask  # mmdet requires it
+
     for number, split in enumerate(('train', 'val')):
         images: list[dict] = []
         annotations: list[dict] = []
         for index in range(stamp[split]):
             scene = draw_scene(stamp['seed'], number, index, stamp['size'])
             name = f'{split}_{index:05d}.png'
-            _write(root / 'images' / split / name, encode_png(scene.image))
+            _write(root / 'images' / split / name, _encode_png(scene.image))
             height, width = scene.image.shape[:2]
             image_id = index + 1
             images.append({'id': image_id, 'file_name': name, 'height': height, 'width': width})
             for instance in scene.instances:
-                polygons = None if instance.crowd else trace_polygons(instance.mask)
-                ys, xs = np.nonzero(instance.mask)
-                left, top = int(xs.min()), int(ys.min())
+                rle = coco_mask.encode(np.asfortranarray(instance.mask, np.uint8))
                 annotations.append(
                     {
                         'id': len(annotations) + 1,
                         'image_id': image_id,
                         'category_id': instance.label + 1,
                         'iscrowd': int(instance.crowd),
-                        'area': len(xs),
-                        'bbox': [left, top, int(xs.max()) - left + 1, int(ys.max()) - top + 1],
-                        'segmentation': polygons or encode_rle(instance.mask),
+                        'area': int(coco_mask.area(rle)),
+                        'bbox': [int(value) for value in coco_mask.toBbox(rle)],
+                        'segmentation': {**rle, 'counts': rle['counts'].decode()},
                     }
                 )
         content = {
@@ -172,8 +173,8 @@ def _write_ade20k(root: Path, stamp: dict) -> None:
         for index in range(stamp[split]):
             scene = draw_scene(stamp['seed'], number, index, stamp['size'])
             name = f'{split}_{index:05d}.png'
-            _write(root / 'images' / folder / name, encode_png(scene.image))
-            _write(root / 'annotations' / folder / name, encode_png(_label_map(scene)))
+            _write(root / 'images' / folder / name, _encode_png(scene.image))
+            _write(root / 'annotations' / folder / name, _encode_png(_label_map(scene)))
 
 
 def _label_map(scene: Scene) -> np.ndarray:
@@ -193,7 +194,7 @@ def _write_folder(root: Path, stamp: dict) -> None:
             scene = draw_portrait(stamp['seed'], number, index, stamp['size'])
             name = f'{split}_{index:05d}.png'
             label = CLASSES[index % len(CLASSES)]
-            _write(root / split / label / name, encode_png(scene.image))
+            _write(root / split / label / name, _encode_png(scene.image))
 
 
 _LAYOUTS: dict[str, Callable[[Path, dict], None]] = {
@@ -207,10 +208,12 @@ def _json(content: dict) -> bytes:
     return (json.dumps(content, sort_keys=True, separators=(',', ':')) + '\n').encode()
 
 
+def _encode_png(pixels: np.ndarray) -> bytes:
+    """Encode a grey (H, W) or RGB (H, W, 3) picture."""
+    return cv2.imencode('.png', pixels if pixels.ndim == 2 else pixels[..., ::-1])[1].tobytes()
+
+
 def _write(path: Path, data: bytes) -> None:
-    try:
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    except OSError as error:
-        # a full disk is reported without the name of the file
-        raise OSError(error.errno, error.strerror, str(error.filename or path)) from error

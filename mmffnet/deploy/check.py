@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
+import mmcv
 import numpy as np
 import torch
-from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from .runtimes import paste_masks
+from .runtimes import paste_masks, resize
 
 #: Largest accepted deviations, by the precision of the file. ``features`` and ``scores``: of the
 #: largest number; ``labels``: share of the pixels; ``detections``: share that has no counterpart
@@ -19,9 +21,6 @@ TOLERANCES = {
 }
 #: How far counterparts may be from one another: scores, corners in pixels, share of mask pixels
 COUNTERPART = dict(scores=1e-3, boxes=0.1, masks=0.01)
-
-#: Endings of the pictures that are read
-_PICTURES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 
 
 def draw_pictures(number: int, height: int, width: int) -> np.ndarray:
@@ -38,13 +37,13 @@ def draw_pictures(number: int, height: int, width: int) -> np.ndarray:
 
 
 def read_pictures(
-    folder: str, resize: Sequence[dict[str, Any]], size: Sequence[int] | None, most: int
+    folder: str, resizing: Sequence[dict[str, Any]], size: Sequence[int] | None, most: int
 ) -> list[np.ndarray]:
     """Reads pictures, resized as the config's test pipeline does.
 
     Args:
         folder (str): Where they are.
-        resize (Sequence[dict]): The steps of the pipeline that change the size.
+        resizing (Sequence[dict]): The steps of the pipeline that change the size.
         size (Sequence[int], optional): Height and width that they get after that.
         most (int): So many are taken at most, in equal steps.
 
@@ -54,23 +53,18 @@ def read_pictures(
     Raises:
         ValueError: If there are none, or one cannot be read.
     """
-    import mmcv
-    from mmcv.transforms import Compose
-
-    paths = sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() in _PICTURES)
+    files = (p for p in sorted(Path(folder).rglob('*')) if p.is_file())
+    paths = [str(p) for p in files if cv2.haveImageReader(str(p))]
     if not paths:
-        raise ValueError(
-            f'pictures ({", ".join(_PICTURES)}) are needed: there are none in {folder}'
-        )
+        raise ValueError(f'pictures are needed: there are none in {folder}')
     chosen = np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)
-    pipeline = Compose([dict(step) for step in resize])
     pictures = []
     for path in (paths[i] for i in chosen):
-        image = mmcv.imread(str(path))
+        image = mmcv.imread(path)
         if image is None:
             raise ValueError(f'{path} cannot be read as a picture')
-        shape = image.shape[:2]
-        image = pipeline(dict(img=image, img_shape=shape, ori_shape=shape))['img']
+        for step in resizing:
+            image = resize(image, step)
         if size:
             image = mmcv.imresize(image, (size[1], size[0]))
         pictures.append(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1), np.float32))
@@ -105,14 +99,13 @@ def predict(model: Any, task: str, images: np.ndarray) -> dict[str, np.ndarray]:
     if task == 'segmentation':
         return dict(labels=torch.cat([r.pred_sem_seg.data for r in results]).numpy())
     found = [r.pred_instances for r in results]
-    most = max(map(len, found))
 
-    def padded(name: str, fill: float) -> np.ndarray:
-        values = [_padded(getattr(f, name), most, fill) for f in found]
-        return torch.stack(values).numpy()
+    def padded(name: str, fill: float = 0) -> np.ndarray:
+        values = [getattr(f, name) for f in found]
+        return pad_sequence(values, batch_first=True, padding_value=fill).numpy()
 
-    out = dict(boxes=padded('bboxes', 0), scores=padded('scores', 0), labels=padded('labels', -1))
-    return dict(out, masks=padded('masks', 0)) if 'masks' in found[0] else out
+    out = dict(boxes=padded('bboxes'), scores=padded('scores'), labels=padded('labels', -1))
+    return dict(out, masks=padded('masks')) if 'masks' in found[0] else out
 
 
 @contextmanager
@@ -159,11 +152,6 @@ def _sample(task: str, shape: Any) -> Any:
     return sample
 
 
-def _padded(values: Tensor, length: int, fill: float) -> Tensor:
-    rest = values.new_full((length - len(values), *values.shape[1:]), fill)
-    return torch.cat([values, rest])
-
-
 def deviations(
     expected: dict[str, np.ndarray], got: dict[str, np.ndarray], task: str
 ) -> dict[str, float]:
@@ -197,23 +185,21 @@ def _compare_detections(
     expected: dict[str, np.ndarray], got: dict[str, np.ndarray]
 ) -> dict[str, float]:
     """Pairs detections: runtimes may order those of almost equal scores otherwise."""
-    worst = dict.fromkeys(COUNTERPART, 0.0)
-    if 'masks' not in expected:
-        del worst['masks']
+    worst = {name: 0.0 for name in COUNTERPART if name in expected}
     total, paired = 0, 0
     for i, labels in enumerate(expected['labels']):
-        free = np.flatnonzero(got['labels'][i] >= 0).tolist()
+        ours, theirs = ({k: v[i] for k, v in values.items()} for values in (expected, got))
+        free = np.flatnonzero(theirs['labels'] >= 0).tolist()
         wanted = np.flatnonzero(labels >= 0).tolist()
         total += len(free) + len(wanted)
         for j in wanted:
-            distances = {k: _distances(expected, got, i, j, k) for k in free}
+            distances = {k: _distances(ours, theirs, j, k) for k in free}
             fitting = [k for k, d in distances.items() if _is_counterpart(d)]
-            if not fitting:
-                continue
-            best = min(fitting, key=lambda k: distances[k]['boxes'])
-            free.remove(best)
-            paired += 2
-            worst = {name: max(worst[name], distances[best][name]) for name in worst}
+            if fitting:
+                best = min(fitting, key=lambda k: distances[k]['boxes'])
+                free.remove(best)
+                paired += 2
+                worst = {name: max(worst[name], distances[best][name]) for name in worst}
     return dict(detections=1 - paired / total if total else 0.0, **worst)
 
 
@@ -222,15 +208,13 @@ def _is_counterpart(distances: dict[str, float]) -> bool:
 
 
 def _distances(
-    expected: dict[str, np.ndarray], got: dict[str, np.ndarray], i: int, j: int, k: int
+    ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], j: int, k: int
 ) -> dict[str, float]:
-    if expected['labels'][i, j] != got['labels'][i, k]:
+    if ours['labels'][j] != theirs['labels'][k]:
         return dict(boxes=float('inf'))
-    boxes = float(np.abs(expected['boxes'][i, j] - got['boxes'][i, k]).max())
-    scores = float(np.abs(expected['scores'][i, j] - got['scores'][i, k]))
-    found = dict(boxes=boxes, scores=scores)
-    if 'masks' in expected and _is_counterpart(found):
-        mask = expected['masks'][i, j]
-        pasted = paste_masks(got['masks'][i, k : k + 1], got['boxes'][i, k : k + 1], *mask.shape)
-        found['masks'] = float((mask != pasted[0]).sum() / max(mask.sum(), 1))
+    found = {n: float(np.abs(ours[n][j] - theirs[n][k]).max()) for n in ('scores', 'boxes')}
+    if 'masks' in ours and _is_counterpart(found):
+        mask, place = ours['masks'][j], slice(k, k + 1)
+        (pasted,) = paste_masks(theirs['masks'][place], theirs['boxes'][place], *mask.shape)
+        found['masks'] = float((mask != pasted).sum() / max(mask.sum(), 1))
     return found

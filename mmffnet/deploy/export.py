@@ -7,30 +7,30 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
+from mmffnet_cli import FORMATS
+
 from .. import __version__
-from ..config_types import find_type, type_name
+from ..config_types import type_name
+from ..engine.models import find_legend, load_model
 from ..engine.runner import innermost_dataset
 from .check import TOLERANCES, deviations, draw_pictures, in_batches, predict, read_pictures
-from .formats import MIN_SIZE, SUFFIXES, write
-from .plain import Plain
-from .reparameterize import load_model, refuse_existing
+from .coreml import check_coreml
+from .formats import MIN_SIZE, write, write_int8
+from .reparameterize import refuse_existing
 from .runtimes import load_exported
 from .wrap import wrap
 
 #: Steps of test pipelines that change the size of a picture
 _RESIZING = ('Resize', 'ResizeEdge', 'ResizeToMultiple', 'CenterCrop', 'Pad')
-#: What detectors can be exported to. Files of torch.export stop where a search for candidates finds
-#: fewer than two
-_FOR_DETECTORS = ('onnx', 'openvino', 'torchscript')
 #: More pictures hardly change the ranges of int8
 _MOST_CALIBRATION = 64
 #: More pictures take their time in the comparison
@@ -84,19 +84,14 @@ def export_config(
     Args:
         cfg (Config): Its config.
         checkpoint (str): Its weights: a file, an URL or a short name.
-        format (str): A key of ``formats.SUFFIXES``.
+        format (str): A key of ``mmffnet_cli.FORMATS``.
         target (str, optional): The file to write. Defaults to None, which is the name of the
             config in the current folder.
-        backbone (bool): Export nothing but the backbone. Defaults to False.
-        batch (int, optional): A fixed number of pictures per call. Defaults to None, any number
-            where the format allows it.
-        size (Sequence[int], optional): A fixed height and width. Defaults to None, any size where
-            the format allows it.
         calibration (str, optional): A folder of pictures on which int8 is calibrated. Defaults to
             None, which exports float32.
         pictures (str, optional): A folder of pictures on which the file is compared. Defaults to
             None: synthetic ones, or those of the calibration.
-        force (bool): Replace what is there already. Defaults to False.
+        backbone, batch, size, force: As for :func:`export_model`.
 
     Raises:
         ValueError: If the model cannot be exported so, or the checkpoint does not fit.
@@ -105,7 +100,7 @@ def export_config(
         RuntimeError: If the format cannot take the model, or the file deviates from PyTorch.
     """
     name = Path(cfg.filename or 'model').stem
-    target = Path(target or f'{name}{SUFFIXES[format]}')
+    target = Path(target or f'{name}{FORMATS[format].suffix}')
     _check_target(target, format, force)
     if format == 'coreml':
         batch, size = batch or 1, size or _natural_size(cfg)
@@ -114,9 +109,14 @@ def export_config(
     _check_request('detection' if detector else None, format, batch, size)
     model, raw_meta = load_model(cfg, checkpoint)
     resize = _resizing(cfg)
-    info = dict(_legend(cfg, raw_meta), resize=resize, config=name)
-    calibrate = read_pictures(calibration, resize, size, _MOST_CALIBRATION) if calibration else None
-    compare = read_pictures(pictures, resize, size, _MOST_COMPARED) if pictures else None
+    legend = find_legend(cfg, raw_meta)
+    info = dict(
+        classes=[str(one) for one in legend.classes] or None,
+        palette=[[int(v) for v in colour] for colour in legend.palette] or None,
+        resize=resize,
+        config=name,
+    )
+    read = partial(read_pictures, resizing=resize, size=size)
     return export_model(
         model,
         target,
@@ -125,8 +125,8 @@ def export_config(
         backbone=backbone,
         batch=batch,
         size=size,
-        calibration=calibrate,
-        pictures=compare,
+        calibration=read(calibration, most=_MOST_CALIBRATION) if calibration else None,
+        pictures=read(pictures, most=_MOST_COMPARED) if pictures else None,
         force=force,
     )
 
@@ -144,18 +144,20 @@ def export_model(
     pictures: Sequence[np.ndarray] | None = None,
     force: bool = False,
 ) -> Report:
-    """Exports a model that has been built and loaded; otherwise as :func:`export_config`.
+    """Exports a model that has been built and loaded.
 
     Args:
         model (nn.Module): A detector, segmentor, classifier or backbone, on any device; left as it
             is and where it is.
         target (str): The file to write.
-        format (str): A key of ``formats.SUFFIXES``.
+        format (str): A key of ``mmffnet_cli.FORMATS``.
         info (dict, optional): ``classes``, ``palette``, ``resize`` and ``config`` of the metadata.
             Defaults to None.
         backbone (bool): Export nothing but the backbone. Defaults to False.
-        batch (int, optional): A fixed number of pictures. Defaults to None.
-        size (Sequence[int], optional): A fixed height and width. Defaults to None.
+        batch (int, optional): A fixed number of pictures per call. Defaults to None, any number
+            where the format allows it.
+        size (Sequence[int], optional): A fixed height and width. Defaults to None, any size where
+            the format allows it.
         calibration (Sequence[np.ndarray], optional): Pictures (3, H, W), R, G, B, 0 to 255, on
             which int8 is calibrated. Defaults to None, which exports float32.
         pictures (Sequence[np.ndarray], optional): Pictures of the same form on which the file is
@@ -168,30 +170,37 @@ def export_model(
         raise ValueError(
             'what a file for CoreML gives for pictures is not compared: leave out --pictures'
         )
-    reference = model
+    reference: Any = model
     if model.training or any(p.device.type != 'cpu' for p in model.parameters()):
         # the comparison is made on the CPU, too: GPUs may round convolutions to TF32
         reference = copy.deepcopy(model).cpu().eval()
     module = wrap(reference, backbone)
     meta = _meta(module, format, batch, size, info or {}, int8=calibration is not None)
-    notes = _notes(reference, module)
+    notes = []
+    if module.task == 'segmentation' and (reference.test_cfg or {}).get('mode') == 'slide':
+        notes = ['note: the config tests in sliding windows; the file takes the picture as a whole']
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix='.export-') as folder:
         path = Path(folder, target.name)
         if calibration is not None:
-            from .quantize import write_int8
-
             write_int8(module, path, format, meta, calibration)
         else:
             write(module, path, format, meta)
-        compared = calibration if pictures is None else pictures
-        found, more = _compare(reference, module, path, format, meta, compared)
+        if format == 'coreml':
+            found = check_coreml(module, path, meta)
+            notes += [
+                'note: CoreML runs on Apple systems alone; inputs, outputs and weights were '
+                'compared, its results were not'
+            ]
+        else:
+            compared = calibration if pictures is None else pictures
+            found = _compare(reference, module.task, path, compared)
         for file in _files(path):
             place = target.with_name(file.name)
             if place.is_dir():
                 shutil.rmtree(place)
             file.replace(place)
-    return Report(target, meta, found, [*notes, *more])
+    return Report(target, meta, found, notes)
 
 
 def export_module(model: nn.Module, path: str | os.PathLike, shape: Sequence[int]) -> Path:
@@ -201,15 +210,15 @@ def export_module(model: nn.Module, path: str | os.PathLike, shape: Sequence[int
 
     Args:
         model (nn.Module): The module.
-        path (str): The file to write; its ending is one of ``formats.SUFFIXES``.
+        path (str): The file to write; its ending tells the format.
         shape (Sequence[int]): (N, 3, H, W).
     """
     path = Path(path)
-    formats = {suffix: name for name, suffix in SUFFIXES.items()}
+    format = next(name for name, f in FORMATS.items() if f.suffix == path.suffix)
     ours = hasattr(model, 'data_preprocessor') or hasattr(model, 'out_indices')
     module = wrap(model) if ours else _Any(model, shape).eval()
     n, _, *size = shape
-    write(module, path, formats[path.suffix], _meta(module, formats[path.suffix], n, size, {}))
+    write(module, path, format, _meta(module, format, n, size, {}))
     return path
 
 
@@ -231,15 +240,15 @@ class _Any(nn.Module):
 
 
 def _check_target(target: Path, format: str, force: bool) -> None:
-    if target.suffix != SUFFIXES[format]:
-        raise ValueError(f'{target} must end in {SUFFIXES[format]}, the ending of {format}')
+    if target.suffix != FORMATS[format].suffix:
+        raise ValueError(f'{target} must end in {FORMATS[format].suffix}, the ending of {format}')
     refuse_existing(_files(target), force)
 
 
 def _check_request(
     task: str | None, format: str, batch: int | None, size: Sequence[int] | None
 ) -> None:
-    if task == 'detection' and format not in _FOR_DETECTORS:
+    if task == 'detection' and not FORMATS[format].detectors:
         raise ValueError(
             f'detectors cannot be exported to {format}: use onnx, openvino or torchscript'
         )
@@ -291,43 +300,23 @@ def _meta(
     return json.loads(json.dumps(meta))  # as it comes out of a file: lists, no tuples
 
 
-def _notes(model: Any, module: Plain) -> list[str]:
-    cfg = getattr(model, 'test_cfg', None) or {}
-    if module.task == 'segmentation' and cfg.get('mode') == 'slide':
-        return ['note: the config tests in sliding windows; the file takes the picture as a whole']
-    return []
-
-
 def _compare(
-    model: nn.Module,
-    module: Plain,
-    path: Path,
-    format: str,
-    meta: dict[str, Any],
-    pictures: Sequence[np.ndarray] | None,
-) -> tuple[dict[str, float], list[str]]:
-    """The largest deviations from the original model, and remarks.
+    model: nn.Module, task: str, path: Path, pictures: Sequence[np.ndarray] | None
+) -> dict[str, float]:
+    """The largest deviations from the original model.
 
     Raises:
         RuntimeError: If one of them is over its tolerance, or there is nothing to compare.
     """
-    if format == 'coreml':
-        from .coreml import check_coreml
-
-        return check_coreml(module, path, meta), [
-            'note: CoreML runs on Apple systems alone; inputs, outputs and weights were compared, '
-            'its results were not'
-        ]
     exported = load_exported(path)
+    meta = exported.meta
     tolerances = TOLERANCES[meta['precision']]
     worst: dict[str, float] = {}
     seen = False
     for images in _check_pictures(meta, pictures):
-        got = exported(images)
-        expected = predict(model, module.task, images)
-        found = deviations(expected, got, module.task)
-        seen = seen or module.task != 'detection' or bool((expected['labels'] >= 0).any())
-        for name, value in found.items():
+        expected = predict(model, task, images)
+        seen = seen or task != 'detection' or bool((expected['labels'] >= 0).any())
+        for name, value in deviations(expected, exported(images), task).items():
             # NaN is beyond every tolerance, and max() would lose it
             if name in tolerances and not value <= tolerances[name]:
                 raise RuntimeError(
@@ -342,7 +331,7 @@ def _compare(
             f'(score above {meta["score_threshold"]:g}) in the pictures of the comparison; train '
             f'the model, or give pictures in which it does (--pictures FOLDER); the file is removed'
         )
-    return worst, []
+    return worst
 
 
 def _check_pictures(
@@ -355,23 +344,6 @@ def _check_pictures(
     fixed = [meta[key] for key in ('batch', 'height', 'width')]
     wanted = [tuple(f or s for f, s in zip(fixed, shape, strict=True)) for shape in shapes]
     return [draw_pictures(*shape) for shape in dict.fromkeys(wanted)]
-
-
-def _legend(cfg: Config, raw_meta: dict[str, Any]) -> dict[str, Any]:
-    """Names and colours of classes: of the checkpoint, or else of the config's data set."""
-    dataset = innermost_dataset(cfg, 'test')
-    known = dict(raw_meta.get('dataset_meta') or {})
-    if not known and dataset.get('type'):
-        known = dict(getattr(find_type(dataset['type'], DATASETS), 'METAINFO', {}))
-        known.update(dataset.get('metainfo') or {})
-    known = {str(key).lower(): value for key, value in known.items()}
-    classes, palette = known.get('classes'), known.get('palette')
-    usable = isinstance(classes, list | tuple)
-    colours = isinstance(palette, list | tuple) and all(len(colour) == 3 for colour in palette)
-    return dict(
-        classes=[str(name) for name in classes] if usable else None,  # type: ignore[union-attr]
-        palette=[[int(v) for v in colour] for colour in palette] if colours else None,  # type: ignore
-    )
 
 
 def _resizing(cfg: Config) -> list[dict[str, Any]]:

@@ -4,16 +4,14 @@ import copy
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from ..checkpoint import find_state_dict, save_atomically
-from ..config_types import find_scope
+from ..checkpoint import save_atomically
+from ..engine.models import load_model
 from ..models import reparameterize
 
 #: Largest accepted deviation in float64, relative to the largest output value
@@ -88,29 +86,6 @@ def refuse_existing(paths: Iterable[Path], force: bool) -> None:
             )
 
 
-def load_model(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Builds a config's model with all of its weights.
-
-    Returns:
-        tuple: The model in eval mode, and the metadata of the checkpoint.
-    """
-    init_default_scope(find_scope(cfg) or 'mmengine')
-    settings = copy.deepcopy(cfg.model)
-    if cfg.get('data_preprocessor') and 'backbone' in settings:
-        settings.setdefault('data_preprocessor', cfg.data_preprocessor)  # as the runner does
-    try:
-        model = MODELS.build(settings).eval()
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f'cannot build the model of the config: {error}') from error
-    raw = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
-    try:
-        model.load_state_dict(find_state_dict(raw, f'checkpoint {checkpoint}'))
-    except RuntimeError as error:
-        raise ValueError(f'checkpoint {checkpoint} does not fit the config: {error}') from None
-    meta = raw.get('meta') if isinstance(raw, dict) else None
-    return model, meta if isinstance(meta, dict) else {}
-
-
 @torch.no_grad()
 def compare(reference: nn.Module, other: nn.Module, size: tuple[int, int] = (128, 160)) -> float:
     """Returns the largest difference of two models' outputs on random data.
@@ -120,7 +95,7 @@ def compare(reference: nn.Module, other: nn.Module, size: tuple[int, int] = (128
     """
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 3, *size, generator=generator, dtype=torch.float64)
-    expected, outs = (_tensors(forward_tensors(model, image)) for model in (reference, other))
+    expected, outs = (run_tensors(model, image) for model in (reference, other))
     if not expected or [t.shape for t in expected] != [t.shape for t in outs]:
         return float('inf')
     a, b = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (expected, outs))
@@ -129,26 +104,17 @@ def compare(reference: nn.Module, other: nn.Module, size: tuple[int, int] = (128
     return float((a - b).abs().max() / a.abs().max())  # NaN stays NaN
 
 
-def forward_tensors(model: nn.Module, image: Tensor) -> Any:
+def run_tensors(model: nn.Module, image: Tensor) -> list[Tensor]:
+    """Runs a backbone, or a model up to its raw outputs, and lists all tensors that it returns."""
     if not hasattr(model, 'data_preprocessor'):
-        return model(image)
-    if not hasattr(model, 'roi_head'):
-        return model(image, mode='tensor')
-    from mmdet.structures import DetDataSample
+        out = model(image)
+    elif not hasattr(model, 'roi_head'):
+        out = model(image, mode='tensor')
+    else:
+        from mmdet.structures import DetDataSample
 
-    # proposals are cut off at the image's border: the second stage needs to know where that is
-    shape = tuple(image.shape[-2:])
-    sample = DetDataSample(
-        metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=(1.0, 1.0))
-    )
-    return model(image, [sample], mode='tensor')
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return []
+        # proposals are cut off at the image's border: the second stage needs to know where it is
+        shape = tuple(image.shape[-2:])
+        sizes = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=(1.0, 1.0))
+        out = model(image, [DetDataSample(metainfo=sizes)], mode='tensor')
+    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]

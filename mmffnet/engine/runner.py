@@ -119,7 +119,8 @@ def train_config(
     Raises:
         UsageError: If data are missing, or an option does not fit the config.
     """
-    _check_data(cfg, 'train', 'val')
+    if missing := find_missing_data(cfg, 'train', 'val'):
+        raise UsageError(missing)
     if amp:
         if get_device() in ('cpu', 'mps'):
             raise UsageError('--amp needs a GPU: mmengine trains in full precision elsewhere')
@@ -187,7 +188,8 @@ def test_config(
         _show_predictions(cfg, show, show_dir, wait_time)
     if out:
         _keep_predictions(cfg, out)
-    _check_data(cfg, 'test')  # after the options that can do without labels
+    if missing := find_missing_data(cfg, 'test'):  # after the options that can do without labels
+        raise UsageError(missing)
     if fuse:
         # A checkpoint's weights are the averaged ones, and a fused model has nothing to swap with.
         hooks = cfg.get('custom_hooks') or []
@@ -307,12 +309,6 @@ def innermost_dataset(cfg: Config, part: str) -> ConfigDict:
     while isinstance(dataset.get('dataset'), dict):
         dataset = dataset['dataset']
     return dataset
-
-
-def _check_data(cfg: Config, *parts: str) -> None:
-    missing = find_missing_data(cfg, *parts)
-    if missing:
-        raise UsageError(missing)
 
 
 def _resume(cfg: Config, resume: str) -> None:

@@ -1,6 +1,5 @@
 """Trained models on pictures: ``Inferencer('config.py', 'checkpoint.pth')('picture.jpg')``."""
 
-from .exported import is_exported
 from .inferencer import Inferencer, Summary
 from .results import Classification, Detections, Result, ResultWriter, Segmentation
 from .sources import Picture, Source, find_sources
@@ -16,5 +15,4 @@ __all__ = [
     'Source',
     'Summary',
     'find_sources',
-    'is_exported',
 ]

@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
-from typing import Any
 
 import cv2
 import mmcv
 import numpy as np
-from mmcv import transforms
 
 from mmffnet.deploy import runtimes
 from mmffnet.errors import UsageError
@@ -21,11 +18,6 @@ _GROUND = (104, 116, 124)  # about the mean of photographs: what is added where 
 
 class PredictionError(RuntimeError):
     """An exported model that fails on pictures."""
-
-
-def is_exported(path: str) -> bool:
-    """Tell by its ending whether a file is an exported model."""
-    return Path(path).suffix in ('.onnx', '.xml', '.torchscript', '.pt2')
 
 
 class ExportedModel:
@@ -80,7 +72,7 @@ class ExportedModel:
         meta = self.exported.meta
         size = picture.shape[:2]
         for step in meta['resize']:
-            picture = resize(picture, step)
+            picture = runtimes.resize(picture, step)
             if not step['type'].endswith('Pad'):
                 size = picture.shape[:2]
         if meta['height'] and meta['width']:
@@ -115,34 +107,3 @@ class ExportedModel:
                 masks = (found['masks'], found['boxes'], shape[0], shape[1])
                 found['masks'] = runtimes.paste_masks(*masks)
         return found
-
-
-def resize(picture: np.ndarray, step: dict[str, Any]) -> np.ndarray:
-    """One step of a test pipeline that changes the size of pictures."""
-    step = _with_tuples(step)
-    kind = step.pop('type').rpartition('.')[2]
-    if kind == 'ResizeEdge':  # mmpretrain's, which need not be installed
-        height, width = picture.shape[:2]
-        edge, length = step.pop('edge', 'short'), step.pop('scale')
-        by_width = edge == 'width' or (edge == 'short' and width < height)
-        if by_width or (edge == 'long' and width > height):
-            step['scale'] = (length, int(length * height / width))
-        else:
-            step['scale'] = (int(length * width / height), length)
-        kind = 'Resize'
-    if kind == 'ResizeToMultiple':  # mmseg's
-        divisor, mode = step.get('size_divisor', 32), step.get('interpolation', 'bilinear')
-        return mmcv.imresize_to_multiple(picture, divisor, scale_factor=1, interpolation=mode)
-    known = dict(Resize=transforms.Resize, CenterCrop=transforms.CenterCrop, Pad=transforms.Pad)
-    if kind not in known:
-        raise UsageError(
-            f'exported models with the step {kind} in their pipeline are not supported'
-        )
-    return known[kind](**step)(dict(img=picture))['img']
-
-
-def _with_tuples(value: Any) -> Any:
-    """JSON has lists alone, transforms want tuples."""
-    if isinstance(value, dict):
-        return {key: _with_tuples(item) for key, item in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 from mmffnet.engine.runner import read_config
 from mmffnet.errors import UsageError
+from mmffnet_cli import format_of
 
 from ..visualization import Legend
 from . import sources
-from .exported import ExportedModel, PredictionError, is_exported
+from .exported import ExportedModel, PredictionError
 from .models import Model, OpenMMLabModel
 from .results import Classification, Detections, Result, ResultWriter, Segmentation
 from .sources import Picture, Source, Unreadable
@@ -74,7 +75,7 @@ class Inferencer:
         cfg_options: Sequence[str] = (),
     ) -> None:
         self.model: Model
-        if is_exported(model):
+        if format_of(model):
             if checkpoint or fuse or tta or cfg_options:
                 raise UsageError(
                     f'{model} is all there is to an exported model: it is fused, and '

@@ -12,10 +12,16 @@ import numpy as np
 from PIL import Image
 
 from mmffnet.checkpoint import atomic_write
-from mmffnet.datasets.encoding import encode_rle
 from mmffnet.errors import UsageError
 
-from ..visualization import Legend, paint_detections, paint_labels, paint_scores
+from ..visualization import (
+    PANEL,
+    Legend,
+    draw_segmentation,
+    paint_detections,
+    paint_labels,
+    paint_scores,
+)
 from .sources import Picture, Video
 
 _WRITABLE = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -102,7 +108,9 @@ def _encode(mask: np.ndarray) -> dict[str, Any]:
     try:
         from pycocotools import mask as coco
     except ImportError:  # exported models run without mmdet, which brings it
-        return encode_rle(mask)
+        changes = np.flatnonzero(np.diff(mask.ravel(order='F'), prepend=False))
+        counts = np.diff(changes, prepend=0, append=mask.size)
+        return dict(size=list(mask.shape), counts=counts.tolist())
     encoded = coco.encode(np.asfortranarray(mask, np.uint8))
     return dict(size=encoded['size'], counts=encoded['counts'].decode())
 
@@ -121,15 +129,13 @@ class Segmentation(Result):
         """Returns the picture, the prediction and a legend of the classes in it."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-        from mmffnet.engine.hooks.pictures import draw_segmentation
-
         legend, number = self.legend, int(self.labels.max(initial=-1)) + 1
         number = max(number, len(legend.classes))
         names = [legend.name(label) for label in range(number)]
         colours = [legend.colour(label) for label in range(number)]
         figure = draw_segmentation(self.image, {'prediction': self.labels}, names, colours)
         # pictures keep their pixels, within reason
-        figure.set_dpi(float(np.clip(max(self.labels.shape) / 5.2, 140, 320)))
+        figure.set_dpi(float(np.clip(max(self.labels.shape) / PANEL, 140, 320)))
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()

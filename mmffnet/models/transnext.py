@@ -40,7 +40,7 @@ _BLOCK = {
 }
 TRANSNEXT_NAMES = NameMap(
     {
-        'stages.0.downsample.conv.': 'patch_embed1.proj.',
+        'stages.0.downsample.': 'patch_embed1.',
         'stages.0.blocks.0.token_mixer.query_embedding': 'block1.0.attn.query_embedding',
     },
     ('stages.{i}.blocks.{j}.', 'block{i+1}.{j}.', _BLOCK),

@@ -229,7 +229,8 @@ def _is_eager(*tensors: Tensor) -> bool:
 def _autocast(x: Tensor) -> Tensor:
     """What autocast makes of the arguments of a convolution."""
     kind = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+    known = torch.amp.is_autocast_available(kind)  # 'meta' has none
+    if x.dtype == torch.float64 or not (known and torch.is_autocast_enabled(kind)):
         return x
     return x.to(torch.get_autocast_dtype(kind))
 

@@ -4,8 +4,6 @@ import ast
 import functools
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -454,8 +452,8 @@ for name in ('upernet_ffnet2', 'ffnetseg', 'segformer_ffnet2'):
 """
 
 
-def test_without_mmdet_and_mmpretrain(tmp_path):
-    command = [sys.executable, '-c', _ALONE]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_without_mmdet_and_mmpretrain(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    child = toy.Child(tmp_path / 'log', _ALONE, function=toy.run_code)
+    assert child.wait() == 0, child.text
     assert (tmp_path / 'work' / 'iter_2.pth').is_file()

@@ -324,7 +324,7 @@ def test_int8_is_not_for_everything(tiny_model, tiny_config, checkpoint, tmp_pat
 
 def test_checkpoints_that_do_not_fit(tiny_config, tmp_path):
     torch.save({'state_dict': {'other.weight': torch.ones(1)}}, tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match=r'other\.pth does not fit the config'):
+    with pytest.raises(ValueError, match=r'other\.pth does not fit the model'):
         export_config(
             tiny_config('semfpn'), str(tmp_path / 'other.pth'), 'onnx', tmp_path / 'a.onnx'
         )

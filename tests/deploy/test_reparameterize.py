@@ -84,7 +84,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
 def test_a_checkpoint_that_does_not_fit(tmp_path):
     cfg = segmentor()
     torch.save({'state_dict': {'other.weight': torch.ones(1)}}, tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match=r'other.pth does not fit the config'):
+    with pytest.raises(ValueError, match=r'other.pth does not fit the model'):
         reparameterize_file(cfg, str(tmp_path / 'other.pth'), tmp_path / 'fused.pth')
     assert not (tmp_path / 'fused.pth').exists()
 

@@ -14,7 +14,7 @@ from PIL import Image
 from mmffnet.datasets import CLASSES as CLASSES_OF_SHAPES
 from mmffnet.datasets import ensure_shapes
 from mmffnet.engine import runner as tools
-from mmffnet.engine.hooks.pictures import draw_segmentation
+from mmffnet.visualization import draw_segmentation
 
 PALETTE = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
 CLASSES = ('wall', 'floor', 'bed')

@@ -8,7 +8,7 @@ from toy_models import META
 from mmffnet.deploy import runtimes
 from mmffnet.engine.runner import read_config
 from mmffnet.errors import UsageError
-from mmffnet.inference import Inferencer, exported, find_sources
+from mmffnet.inference import Inferencer, find_sources
 
 META_DATA = dict(
     classes=['ground', 'square'],
@@ -156,7 +156,7 @@ def test_sizes_change_as_in_the_pipelines(package, step, size):
     image = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
     steps = {k: tuple(v) if isinstance(v, list) else v for k, v in step.items()}
     expected = registry.build(steps)(dict(img=image, img_shape=size, ori_shape=size))['img']
-    np.testing.assert_array_equal(exported.resize(image, step), expected)
+    np.testing.assert_array_equal(runtimes.resize(image, step), expected)
 
 
 def test_the_whole_way_through_a_file(models, inferencers, pictures, tmp_path):

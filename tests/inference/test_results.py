@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,3 +120,17 @@ def test_the_score_decides_what_is_left():
     assert found.above(0.3).boxes.shape == (2, 4)
     kept = replace(found, masks=np.ones((2, 20, 20), bool)).above(0.5)
     assert kept.labels.tolist() == [1] and kept.masks.shape == (1, 20, 20)
+
+
+@pytest.mark.parametrize('first', [False, True])
+def test_masks_without_pycocotools(first, monkeypatch):
+    coco = pytest.importorskip('pycocotools.mask')
+    masks = np.random.RandomState(0).rand(3, 7, 5) < 0.5
+    masks[0], masks[:, 0, 0] = False, first
+    picture = Picture('a.png', 'a.png', np.zeros((7, 5, 3), np.uint8))
+    found = Detections(picture, LEGEND, np.ones((3, 4)), np.ones(3), np.zeros(3, int), masks)
+    monkeypatch.setitem(sys.modules, 'pycocotools', None)
+    annotations = found.describe()['annotations']
+    for mask, one in zip(masks, annotations, strict=True):
+        rle = coco.frPyObjects(one['segmentation'], 7, 5)
+        np.testing.assert_array_equal(coco.decode(rle), mask)

@@ -95,7 +95,7 @@ FAMILIES = {
             arch=dict(depths=(1, 1, 2, 1), channels=(24, 48, 48, 72)),
             bias='interpolate',
         ),
-        frozenset({'export', 'fuse', 'fx', 'script'}),
+        frozenset({'compile', 'export', 'fuse', 'fx', 'script'}),
     ),
 }
 

@@ -102,20 +102,17 @@ def test_detector_that_learned_its_pictures_scores_the_same_when_fused(toy, tmp_
 )
 def test_one_of_the_packages_is_enough(toy, tmp_path, package, config, length):
     pytest.importorskip(package)
-    others = dict.fromkeys({'mmdet', 'mmseg', 'mmpretrain'} - {package})
+    others = sorted({'mmdet', 'mmseg', 'mmpretrain'} - {package})
     options = [f'train_cfg.{length}=1', 'train_cfg.val_interval=1', 'train_dataloader.batch_size=2']
     for part in ('train', 'val', 'test'):
         shapes = f'{part}_dataloader.dataset.shapes'
         options += [f'{shapes}.train=4', f'{shapes}.val=2']
-    argv = ['train.py', config, '--work-dir', 'here', '--cfg-options', *options]
-    code = (
-        f'import runpy, sys; sys.modules.update({others}); sys.argv = {argv}; '
-        f'runpy.run_path({str(toy.TOOLS / "train.py")!r}, run_name="__main__")'
-    )
-    result = subprocess.run(
-        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
+    argv = [config, '--work-dir', 'here', '--cfg-options', *options]
+    code = 'import sys, toy_training as toy\n'
+    code += f'sys.modules.update(dict.fromkeys({others}))\n'  # as if they were not installed
+    code += f'toy.run_tool("train.py", {str(tmp_path)!r}, *{argv})'
+    child = toy.Child(tmp_path / 'log', code, function=toy.run_code)
+    assert child.wait() == 0, child.text[-4000:]
     assert len(list((tmp_path / 'here').glob('*_1.pth'))) == 1
 
 

@@ -36,15 +36,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'tests'))
 import mmffnet
-from mmffnet.benchmark.report import environment
+from mmffnet.benchmark.report import describe_machine
 from mmffnet.datasets.scenes import draw_scene
 from mmffnet.deploy.check import TOLERANCES, deviations, draw_pictures, predict
 from mmffnet.deploy.export import export_model
-from mmffnet.deploy.reparameterize import load_model
 from mmffnet.deploy.runtimes import load_exported
 from mmffnet.engine import find_checkpoint
+from mmffnet.engine.models import load_model
 from mmffnet.engine.runner import build_runner, check_device, read_config, train_config
 from mmffnet.errors import UsageError, describe_error
+from mmffnet_cli import FORMATS
 
 #: What a check found, and the most that is right
 Found = tuple[float, float]
@@ -418,13 +419,12 @@ def export(task: str, format: str, device: torch.device) -> Found:
     require(*{'onnx': ('onnx', 'onnxscript', 'onnxruntime')}.get(format, ()))
     require('mmdet' if task == 'detection' else 'mmseg')
     toy_models = importlib.import_module('toy_models')
-    ending = {'onnx': '.onnx', 'torchscript': '.torchscript', 'torch-export': '.pt2'}[format]
     with tempfile.TemporaryDirectory() as folder:
         config, checkpoint = toy_models.make_model(task, Path(folder))
         model, _ = load_model(read_config(config), checkpoint)
         original = copy.deepcopy(model)
         model.to(device)
-        report = export_model(model, Path(folder, f'model{ending}'), format)
+        report = export_model(model, Path(folder, f'model{FORMATS[format].suffix}'), format)
         if any(p.device != device for p in model.parameters()):
             raise RuntimeError('the model was moved')
         runs_on = 'cpu' if format == 'onnx' else str(device)
@@ -574,7 +574,7 @@ def table(results: list[Result]) -> str:
 
 
 def write_json(path: Path, device: torch.device, results: list[Result]) -> None:
-    found = dict(environment(str(device)), cuda=torch.version.cuda, ran_on=str(device))
+    found = dict(describe_machine(str(device)), cuda=torch.version.cuda, ran_on=str(device))
     rows = [asdict(result) for result in results]
     for row in rows:
         if row['value'] is not None and not math.isfinite(row['value']):

@@ -63,6 +63,8 @@ class ShuffleMixer(nn.Module):
         self.attentions = nn.ModuleList(
             _Attention(channels // groups, num_heads) for _ in range(groups)
         )
+        # not as a decorator: it imports torch._dynamo
+        self.permutations = torch.compiler.assume_constant_result(_permutations)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -74,7 +76,7 @@ class ShuffleMixer(nn.Module):
         length = int(height * width)  # a tensor while it is traced
         padding = -length % _RUNS
         z = F.pad(self.norm(x).flatten(2).mT, (0, 0, 0, padding))
-        permutations = _permutations(self.seed, self.channels, self.groups, length + padding)
+        permutations = self.permutations(self.seed, self.channels, self.groups, length + padding)
         channels, *scalars = (permutation.to(x.device) for permutation in permutations)
         y = self.mix(z, channels, scalars)
         return y[:, :length].mT.reshape(x.shape)
@@ -113,7 +115,6 @@ class _Attention(nn.Module):
         return self.project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-@torch.compiler.assume_constant_result
 def _permutations(seed: int, channels: int, groups: int, length: int) -> list[Tensor]:
     """The permutations of the channels and of the scalars of each group, with their inverses."""
     return [torch.from_numpy(p) for p in _draw(seed, channels, groups, length)]

@@ -1,0 +1,24 @@
+"""CAS-ViT-XS fine-tuned at 384x384 on ImageNet: the published command, except for several sizes."""
+
+_base_ = 'casvit-xs_in1k.py'
+
+model = dict(backbone=dict(drop_path_rate=0.0))
+load_from = 'mmffnet://casvit-xs'  # to be fetched by hand
+
+load, crop, *augment = _base_.train_pipeline
+train_pipeline = [load, dict(crop, scale=384), *augment]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(384, 384), backend='pillow', interpolation='bicubic'),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(batch_size=64, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+optim_wrapper = dict(optimizer=dict(lr=5e-5))
+param_scheduler = [  # constant after the warm-up
+    dict(type='LinearLR', start_factor=1e-6, end=20, convert_to_iter_based=True)
+]
+train_cfg = dict(max_epochs=30)
+auto_scale_lr = dict(base_batch_size=1024)

@@ -1,0 +1,5 @@
+"""Mask R-CNN with PoolFormer-S24 and FPN on COCO, 1x (12 epochs): the official recipe."""
+
+_base_ = 'maskrcnn_poolformer-s12_coco.py'
+
+model = dict(backbone=dict(arch='s24', init_cfg=dict(checkpoint='mmffnet://poolformer-s24')))
