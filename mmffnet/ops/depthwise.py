@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -124,7 +124,8 @@ def depthwise_conv2d(
     if _is_eager(x, weight):
         x, weight = _autocast(x), _autocast(weight)
         bias = None if bias is None else _autocast(bias)
-        implementation = _choose(x, weight, stride, padding, kernels)
+        same = x.dtype == weight.dtype
+        implementation = _choose(x, weight, stride, padding, kernels) if same else 'plain'
         if implementation == 'triton':
             from .depthwise_triton import depthwise
 
@@ -156,9 +157,13 @@ def depthwise_pair(
     """
     if not _is_eager(x, large.weight, small.weight):
         return None
-    x, weight = _autocast(x), _autocast(large.weight)
-    geometry: Any = (large.stride, large.padding)
-    if _choose(x, weight, *geometry) != 'triton' or x.numel() <= 4 * x.shape[1]:
+    weight, geometry = large.weight, (large.stride, large.padding)
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        return None
+    x = _autocast(x)  # the kernels take weights of any precision
+    if _choose(x, weight, *geometry) != 'triton':  # type: ignore[arg-type]
+        return None
+    if x.numel() <= 4 * x.shape[1]:  # there may be a single value a channel
         return None
     if not (_is_batch_norm(norm) and _is_batch_norm(small_norm)):
         return None
@@ -249,7 +254,7 @@ def _choose(
         _check(kernels, 'kernels')
     if x.dtype == torch.bfloat16 and x.device.type == 'cpu':
         warn_of_bfloat16()
-    if kernels == 'plain' or x.ndim != 4 or not x.numel() or x.dtype != weight.dtype:
+    if kernels == 'plain' or x.ndim != 4 or not x.numel():
         return 'plain'
     call = _Call(
         device=x.device.type,

@@ -162,3 +162,17 @@ def test_where_they_do_not_serve():
         padding = (b.shape[2] // 2, b.shape[3] // 2)
         assert depthwise._choose(a, b, stride, padding, 'triton') != 'triton'
         assert depthwise._choose(x, weight, (1, 1), (1, 1), 'auto') != 'triton'
+
+
+def test_pair_under_autocast(device):
+    block = MultiBranchDWConv(3, 5).to(device)
+    x = torch.randn(2, 3, 4, 3, device=device).to(memory_format=torch.channels_last)
+    found = []
+    for kernels in ('triton', 'plain'):
+        with torch.autocast(device, torch.bfloat16), use_kernels(kernels):
+            y = block(x)
+        found.append([y, *torch.autograd.grad(y.float().square().sum(), list(block.parameters()))])
+    assert found[0][0].dtype == torch.bfloat16
+    for a, b in zip(*found, strict=True):
+        assert a.dtype == b.dtype
+    assert_close(found[0][:1], found[1][:1], 2e-2)
