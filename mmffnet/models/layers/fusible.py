@@ -75,15 +75,14 @@ class ConvNorm(FusibleBlock):
         self.out_channels = out_channels
         kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         padding = (dilation * (kernel[0] // 2), dilation * (kernel[1] // 2))
-        self.conv: nn.Conv2d
+        conv: nn.Conv2d
         if groups == in_channels > 1 and dilation == 1:
-            self.conv = DepthwiseConv2d(
-                in_channels, out_channels, kernel, stride, padding, bias=bias
-            )
+            conv = DepthwiseConv2d(in_channels, out_channels, kernel, stride, padding, bias=bias)
         else:
-            self.conv = nn.Conv2d(
+            conv = nn.Conv2d(
                 in_channels, out_channels, kernel, stride, padding, dilation, groups, bias
             )
+        self.conv = conv
         self.norm = build_norm(norm_cfg, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
