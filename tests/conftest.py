@@ -14,6 +14,9 @@ import reference_numbers
 import torch
 from mmengine.registry import DefaultScope
 
+if not torch.cuda.is_available():
+    os.environ['TRITON_INTERPRET'] = '1'  # read when triton is imported
+
 
 @pytest.fixture(scope='session', autouse=True)
 def _one_thread() -> None:
