@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from mmengine.registry import MODELS
+from PIL import Image
 from torch import Tensor, nn
 
 import mmffnet
@@ -125,7 +126,7 @@ def find_examples(inferencer: Inferencer, dataset: Any, most: int = 12) -> list[
             panels |= {'truth': truth.paint_frame()}
         elif isinstance(result, Segmentation):
             # 0 is what nobody labelled
-            labels = cv2.imread(info['seg_map_path'], cv2.IMREAD_UNCHANGED).astype(int) - 1
+            labels = np.asarray(Image.open(info['seg_map_path'])).astype(int) - 1
             panels |= {'truth': replace(result, labels=labels).paint_frame()}
         else:
             panels = {f'truth: {inferencer.legend.name(info["gt_label"])}': result.image}
