@@ -28,6 +28,7 @@ METRICS = {
 
 
 @pytest.mark.parametrize('task', SHORT)
+@pytest.mark.slow
 def test_demo(task, tmp_path, monkeypatch, capsys):
     pytest.importorskip(PACKAGES[task])
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,6 @@
 """Our networks as models of timm: registered by an import, same weights, same outputs."""
 
-import subprocess
-import sys
+import re
 
 import official_reference as official
 import pytest
@@ -18,7 +17,8 @@ pytest.importorskip('mmffnet.timm_models')
 LIMIT = LIMITS['float64']
 
 
-def test_an_import_registers_them_and_waits_for_nothing():
+@pytest.mark.slow
+def test_an_import_registers_them_and_waits_for_nothing(toy, tmp_path):
     code = (
         'import sys, mmffnet\n'
         'assert not {"timm", "mmffnet.timm_models"} & set(sys.modules)\n'
@@ -26,16 +26,21 @@ def test_an_import_registers_them_and_waits_for_nothing():
         'assert not any("timm" in repr(finder).lower() for finder in sys.meta_path)\n'
         'print(timm.create_model("mmffnet_nano", features_only=True).feature_info.channels())'
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert done.stdout == '[32, 64, 128, 256]\n', done.stderr
+    child = toy.Child(tmp_path / 'log', code, function=toy.run_code)
+    assert child.wait() == 0 and child.text.endswith('[32, 64, 128, 256]\n'), child.text
 
 
 def test_names_and_weights():
-    found = timm.list_models('mmffnet_*')
-    assert found == [f'mmffnet_{name}' for name in ('ffnet1', 'ffnet2', 'ffnet3', 'ffnet4', 'nano')]
+    found = {name.removeprefix('mmffnet_') for name in timm.list_models('mmffnet_*')}
+    assert found == {
+        *('ffnet1', 'ffnet2', 'ffnet3', 'ffnet4', 'nano'),
+        *(f'casvit_{arch}' for arch in ('xs', 's', 'm', 't', 'l')),
+        *(f'transnext_{arch}' for arch in ('micro', 'tiny', 'small', 'base', 'micro_aaaa')),
+        *(f'affnet_{arch}' for arch in ('et', 't', 's', 'base', 'large')),
+    }
     tags = timm.list_models('mmffnet_*', pretrained=True)
     urls = {timm.get_pretrained_cfg(tag).url for tag in tags}
-    classifiers = [n for n in OFFICIAL_WEIGHTS if n[:5] == 'ffnet' and n[5].isdigit()]
+    classifiers = [n for n in OFFICIAL_WEIGHTS if re.match(r'(ffnet\d|transnext-)', n)]
     assert urls == {official_url(name) for name in classifiers} and len(urls) == len(tags)
     cfg = timm.get_pretrained_cfg('mmffnet_ffnet2')
     assert cfg.url == official_url('ffnet2') and (cfg.input_size, cfg.crop_pct) == (
@@ -43,6 +48,8 @@ def test_names_and_weights():
         0.9,
     )
     assert timm.get_pretrained_cfg('mmffnet_ffnet4').crop_pct == 1.0
+    cfg = timm.get_pretrained_cfg('mmffnet_transnext_base.384_in1k')
+    assert cfg.url == official_url('transnext-base-384') and cfg.input_size == (3, 384, 384)
 
 
 @pytest.fixture(scope='module')
@@ -207,3 +214,85 @@ def test_a_pruned_model_ends_at_its_map(stage):
     for _ in range(2):  # the second time changes nothing
         model.prune_intermediate_layers([stage], prune_norm=True)
     assert torch.equal(model(x), expected)
+
+
+# ------------------------------------------------------------------ the other families
+
+
+FAMILIES = {
+    'casvit_xs': dict(type='mmffnet.CASViT', arch='xs'),
+    'transnext_micro': dict(type='mmffnet.TransNeXt', arch='micro'),
+    'affnet_et': dict(type='mmffnet.AFFNet', arch='et'),
+}
+PARAMETERS = {'casvit_xs': 2_979_700, 'transnext_micro': 12_809_304, 'affnet_et': 1_436_264}
+
+
+def official_state(name, model):
+    """Weights by the official names of a classifier, at random."""
+    state = {k: torch.rand_like(v) if v.is_floating_point() else v for k, v in model.items()}
+    names = MODELS.build(FAMILIES[name]).official_names
+    official_ = {}
+    for key, value in state.items():
+        if key.startswith('backbone.'):
+            key = names.to_official(key.removeprefix('backbone.'))
+            key = key.replace('norm6.', 'norm.') if name.startswith('casvit') else key
+        else:
+            key = names.classifier.to_official(key)
+        official_[key] = value
+    return state, official_
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', FAMILIES)
+def test_official_classifiers_of_other_families(name, tmp_path):
+    model = create(name)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+    expected, weights = official_state(name, model.state_dict())
+    assert 'backbone' not in ' '.join(weights)
+    if name.startswith('casvit'):  # two heads, whose scores are averaged
+        for key in ('weight', 'bias'):
+            weights[f'dist_head.{key}'] = torch.rand_like(weights[f'head.{key}'])
+            expected[f'head.fc.{key}'] = (weights[f'head.{key}'] + weights[f'dist_head.{key}']) / 2
+    torch.save(dict(model=weights), tmp_path / 'official.pth')
+    loaded = create(name, str(tmp_path / 'official.pth')).state_dict()
+    for key, value in expected.items():
+        torch.testing.assert_close(loaded[key], value, msg=key)
+    other = create(name, str(tmp_path / 'official.pth'), num_classes=7, in_chans=1)
+    assert other(torch.randn(1, 1, 64, 64)).shape == (1, 7)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', FAMILIES)
+def test_features_of_other_families(name):
+    features = create(name, features_only=True)
+    backbone = MODELS.build(dict(FAMILIES[name], out_norm_cfg=None)).eval()
+    backbone.load_state_dict(
+        {k.removeprefix('backbone.'): v for k, v in features.model.state_dict().items()}
+    )
+    x = torch.randn(1, 3, 70, 96)
+    for map_, other in zip(features(x), backbone(x), strict=True):
+        torch.testing.assert_close(map_, other)
+    assert features.feature_info.channels() == list(backbone.channels)
+    assert features.feature_info.reduction() == list(backbone.strides)
+    model = create(name)
+    final, maps = model.forward_intermediates(x)
+    torch.testing.assert_close(final, model.forward_features(x))
+    assert len(maps) == 4
+    torch.testing.assert_close(model.forward_head(final), model(x))
+    model.prune_intermediate_layers([1])
+    torch.testing.assert_close(model(x), maps[1])
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_preprocessing_and_parameters_of_other_families(name):
+    cfg = timm.get_pretrained_cfg(f'mmffnet_{name}')
+    model = create(name)
+    assert model.get_parameter(f'{cfg.first_conv}.weight').shape[1] == 3
+    x = torch.randn(1, *cfg.input_size)
+    with torch.no_grad():
+        assert model.forward_features(x).shape[2:] == cfg.pool_size
+    layers = timm.models.group_parameters(model, model.group_matcher())
+    assert sorted(n for g in layers.values() for n in g) == sorted(dict(model.named_parameters()))
+    assert model.no_weight_decay() <= set(dict(model.named_parameters()))
+    if name.startswith('affnet'):
+        assert (cfg.mean, cfg.std) == ((0, 0, 0), (1, 1, 1))

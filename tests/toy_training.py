@@ -316,6 +316,12 @@ def _run(function: Callable, log: Path, *args: Any) -> None:
     function(*args)
 
 
+def run_code(code: str, known: dict[str, Any] | None = None) -> None:
+    """Runs code that knows some names. mmffnet has been imported, mmdet and its like have not."""
+    assert not {'mmdet', 'mmseg', 'mmpretrain', 'timm'} & sys.modules.keys()
+    exec(code, dict(known or {}, __name__='__main__'))  # noqa: S102
+
+
 def end_state(work_dir: Path) -> dict[str, Any]:
     """All that was trained, from the newest checkpoint: weights, averages, optimizer, schedules."""
     checkpoint = read_checkpoint(find_checkpoint(work_dir))

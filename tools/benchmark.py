@@ -110,13 +110,13 @@ def _add_speed(tasks: Any) -> None:
         nargs='*',
         default=['ffnet2'],
         metavar='NETWORK',
-        help='ffnet2, convnext_tiny, timm:NAME, a config, an exported file; ffnets and peers stand '
-        'for all of these (default: ffnet2)',
+        help='ffnet2, poolformer-s12, resnet50, timm:NAME, a config, a file; ffnets and peers '
+        'stand for all of these (default: ffnet2)',
     )
     parser.add_argument(
         '--forms',
         help='separated by commas, each a sum of fused, channels_last, compile, freeze, bf16, '
-        f'onnxruntime, openvino (default: {FORMS}; for training: {TRAINING_FORMS})',
+        f'plain, onnxruntime, openvino (default: {FORMS}; for training: {TRAINING_FORMS})',
     )
     parser.add_argument('--train', action='store_true', help='a forward and a backward pass')
     parser.add_argument('--rounds', type=int, default=20, metavar='N', help='default: 20')
@@ -193,7 +193,8 @@ def _add_profile(tasks: Any) -> None:
 def _profile(args: argparse.Namespace) -> int:
     from mmffnet.benchmark.forms import parse_form
     from mmffnet.benchmark.networks import find_network
-    from mmffnet.benchmark.profile import describe, profile_network
+    from mmffnet.benchmark.profile import profile_network
+    from mmffnet.benchmark.report import markdown
 
     size, device, _ = _prepare(args)
     modules, operators = profile_network(
@@ -206,7 +207,7 @@ def _profile(args: argparse.Namespace) -> int:
         depth=args.depth,
         trace=args.trace,
     )
-    print(describe(modules, operators[: args.top]), end='')
+    print(f'{markdown(modules)}\n{markdown(operators[: args.top])}', end='')
     return 0
 
 

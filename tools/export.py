@@ -38,9 +38,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     try:
         from mmffnet.deploy.export import export_config
+        from mmffnet.engine.imports import import_models
         from mmffnet.engine.runner import read_config
 
         cfg = read_config(args.config, args.cfg_options)
+        import_models(cfg)
         report = export_config(
             cfg,
             args.checkpoint,

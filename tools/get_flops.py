@@ -3,7 +3,6 @@
 Counted are convolutions and matrix products.
 """
 
-import dataclasses
 import json
 from collections.abc import Sequence
 
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     except (UsageError, ImportError, ValueError) as error:
         parser.error(str(error))
     if args.json:
-        both = dict(trained=dataclasses.asdict(trained), fused=dataclasses.asdict(fused))
+        both = dict(trained=trained._asdict(), fused=fused._asdict())
         print(json.dumps(dict(model=args.model, size=size, **both), indent=1))
     else:
         print(describe(args.model, size, trained, fused, args.depth))

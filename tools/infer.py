@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             parser.error(f'--{name.replace("_", "-")} must be at least 1')
 
     try:
+        from mmffnet.engine.imports import import_models
+        from mmffnet.engine.runner import read_config
         from mmffnet.errors import UsageError
         from mmffnet.inference import Inferencer, find_sources
     except ImportError as error:
@@ -60,6 +62,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         checkpoint, *inputs = args.rest
     try:
         sources = find_sources(inputs, args.out_dir)
+        if checkpoint is not None:
+            import_models(read_config(args.model, args.cfg_options))
         inferencer = Inferencer(
             args.model, checkpoint, args.device, args.fuse, args.tta, args.cfg_options
         )

@@ -18,11 +18,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     args = parser.parse_args(argv)
 
     from mmffnet.deploy import reparameterize_file
+    from mmffnet.engine.imports import import_models
     from mmffnet.engine.runner import read_config
     from mmffnet.errors import UsageError
 
     try:
         cfg = read_config(args.config)
+        import_models(cfg)
         print(reparameterize_file(cfg, args.checkpoint, args.out, args.force))
     except (UsageError, ValueError, OSError, RuntimeError) as error:
         parser.error(str(error))

@@ -1,5 +1,6 @@
 """Evaluate a checkpoint of a detector, segmentor or classifier with its config."""
 
+import argparse
 import os
 from collections.abc import Sequence
 
@@ -23,7 +24,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument('--fuse', action='store_true', help='re-parameterise the model first')
     parser.add_argument('--compile', action='store_true', help='compile backbone and neck')
     parser.add_argument(
-        '--channels-last', action='store_true', help='use the memory format channels_last'
+        '--channels-last',
+        action=argparse.BooleanOptionalAction,
+        help='use the memory format channels_last (default: where it is faster, see docs/speed.md)',
     )
     parser.add_cfg_options()
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
@@ -33,6 +36,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     try:
         from mmffnet.engine import runner
+        from mmffnet.engine.imports import import_models
         from mmffnet.errors import UsageError
     except ImportError as error:
         parser.error(f'mmffnet cannot be imported: {error}')
@@ -50,6 +54,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             args.compile,
             args.channels_last,
         )
+        import_models(cfg)
         runner.run(runner.build_runner(cfg), 'test')
     except UsageError as error:
         parser.error(str(error))

@@ -4,6 +4,7 @@ SIGTERM and Ctrl-C end training after the current iteration, with a checkpoint a
 or 130; --resume continues there. After a crash or SIGKILL it continues from the newest checkpoint.
 """
 
+import argparse
 import os
 from collections.abc import Sequence
 
@@ -27,7 +28,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     )
     parser.add_argument('--compile', action='store_true', help='compile backbone and neck')
     parser.add_argument(
-        '--channels-last', action='store_true', help='use the memory format channels_last'
+        '--channels-last',
+        action=argparse.BooleanOptionalAction,
+        help='use the memory format channels_last (default: where it is faster, see docs/speed.md)',
     )
     parser.add_cfg_options()
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
@@ -37,6 +40,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     try:
         from mmffnet.engine import runner
+        from mmffnet.engine.imports import import_models
         from mmffnet.errors import UsageError
     except ImportError as error:
         parser.error(f'mmffnet cannot be imported: {error}')
@@ -45,6 +49,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         runner.train_config(
             cfg, args.resume, args.amp, args.auto_scale_lr, args.compile, args.channels_last
         )
+        import_models(cfg)
         runner.run(runner.build_runner(cfg), 'train')
     except UsageError as error:
         parser.error(str(error))

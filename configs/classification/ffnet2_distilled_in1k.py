@@ -1,13 +1,8 @@
 """FFNet-2 distilled on ImageNet from RegNetY-16GF: the official recipe."""
 
-_base_ = './ffnet2_in1k.py'
+_base_ = './ffnet1_distilled_in1k.py'
 
 model = dict(
-    type='mmffnet.DistilledClassifier',
-    backbone=dict(drop_path_rate=0.08),
-    teacher=dict(type='TimmClassifier', model_name='regnety_160'),
-    teacher_checkpoint='https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth',
-    distillation='hard',
-    alpha=0.5,
-    train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
+    backbone=dict(arch='ffnet2', drop_path_rate=0.08),
+    head=dict(in_channels=704),
 )

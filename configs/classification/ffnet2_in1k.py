@@ -1,6 +1,10 @@
 """FFNet-2 on ImageNet: the official recipe without distillation."""
 
-_base_ = ['../_base_/ffnet_classifier.py', '../_base_/imagenet_320e.py']
+_base_ = [
+    '../_base_/models/ffnet_classifier.py',
+    '../_base_/datasets/imagenet_256.py',
+    '../_base_/schedules/imagenet_320e.py',
+]
 
 model = dict(
     backbone=dict(arch='ffnet2', drop_path_rate=0.15),

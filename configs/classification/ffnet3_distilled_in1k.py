@@ -1,13 +1,12 @@
 """FFNet-3 distilled on ImageNet from RegNetY-16GF: the official recipe."""
 
-_base_ = './ffnet3_in1k.py'
+_base_ = [
+    '../_base_/models/ffnet_distilled.py',
+    '../_base_/datasets/imagenet_256_crop95.py',
+    '../_base_/schedules/imagenet_320e.py',
+]
 
 model = dict(
-    type='mmffnet.DistilledClassifier',
-    backbone=dict(drop_path_rate=0.2),
-    teacher=dict(type='TimmClassifier', model_name='regnety_160'),
-    teacher_checkpoint='https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth',
-    distillation='hard',
-    alpha=0.5,
-    train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
+    backbone=dict(arch='ffnet3', drop_path_rate=0.2, layer_scale_init_value=1e-6),
+    head=dict(in_channels=768),
 )

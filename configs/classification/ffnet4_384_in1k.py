@@ -3,7 +3,11 @@
 The weights at 256 x 256 have not been published: they come from a training of `ffnet4_in1k.py`.
 """
 
-_base_ = ['../_base_/ffnet_classifier.py', '../_base_/imagenet_384_30e.py']
+_base_ = [
+    '../_base_/models/ffnet_classifier.py',
+    '../_base_/datasets/imagenet_384.py',
+    '../_base_/schedules/imagenet_30e.py',
+]
 
 model = dict(
     backbone=dict(arch='ffnet4', drop_path_rate=0.5, layer_scale_init_value=1e-6),

@@ -1,6 +1,6 @@
 """FFNet nano on the synthetic shapes: trains on a CPU in minutes."""
 
-_base_ = '../_base_/shapes_folder.py'
+_base_ = ['../_base_/datasets/shapes_folder.py', '../_base_/schedules/shapes_cls.py']
 
 model = dict(
     type='ImageClassifier',

@@ -3,7 +3,11 @@
 No recipe for it was published: the rest is that of FFNet.
 """
 
-_base_ = ['../_base_/ffnet_classifier.py', '../_base_/imagenet_320e.py']
+_base_ = [
+    '../_base_/models/ffnet_classifier.py',
+    '../_base_/datasets/imagenet_256.py',
+    '../_base_/schedules/imagenet_320e.py',
+]
 
 model = dict(
     backbone=dict(type='FFNetSeg', out_norm_cfg=None, drop_path_rate=0.2),

@@ -1,7 +1,10 @@
 """Cascade Mask R-CNN with FFNet-2 on COCO, 3x: the paper's recipe."""
 
-_base_ = ['mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py', '../_base_/coco_instance_3x.py']
-custom_imports = dict(imports=['mmffnet'], allow_failed_imports=False)
+_base_ = [
+    'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py',
+    '../_base_/datasets/coco_instance_3x.py',
+    '../_base_/schedules/coco_3x.py',
+]
 
 sync_bn = dict(type='SyncBN', requires_grad=True)
 box_head = dict(
@@ -30,7 +33,6 @@ model = dict(
 )
 
 optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='mmffnet.LayerDecayConstructor',
     paramwise_cfg=dict(mode='official', decay_rate=0.8, num_layers=12),
 )

@@ -1,6 +1,10 @@
 """Mask R-CNN with FFNet nano on the synthetic shapes: trains on a CPU in minutes."""
 
-_base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', '../_base_/shapes_coco.py']
+_base_ = [
+    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    '../_base_/datasets/shapes_coco.py',
+    '../_base_/schedules/shapes_det.py',
+]
 
 # The pictures have 160 pixels, COCO's 800 to 1333: levels and proposals are made for that.
 model = dict(

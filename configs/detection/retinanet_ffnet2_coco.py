@@ -3,10 +3,8 @@
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',
-    'mmdet::_base_/schedules/schedule_1x.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/schedules/coco_1x.py',
 ]
-custom_imports = dict(imports=['mmffnet'], allow_failed_imports=False)
 
 model = dict(
     backbone=dict(
@@ -23,7 +21,7 @@ model = dict(
 
 # As in maskrcnn_ffnet2_coco.py, with the lower learning rate of PoolFormer's RetinaNet.
 optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(lr=1e-4, weight_decay=0.05),
     constructor='mmffnet.LayerDecayConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.95),
 )

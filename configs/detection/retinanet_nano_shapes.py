@@ -1,6 +1,10 @@
 """RetinaNet with FFNet nano on the synthetic shapes: trains on a CPU in minutes."""
 
-_base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', '../_base_/shapes_coco.py']
+_base_ = [
+    'mmdet::_base_/models/retinanet_r50_fpn.py',
+    '../_base_/datasets/shapes_coco.py',
+    '../_base_/schedules/shapes_det.py',
+]
 
 model = dict(
     backbone=dict(

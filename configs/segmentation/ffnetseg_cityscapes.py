@@ -5,11 +5,10 @@ FLOPs are those of FFNetSeg; the data are as in the base file of that name in th
 """
 
 _base_ = [
-    '../_base_/ffnetseg.py',
-    '../_base_/cityscapes.py',
-    '../_base_/segmentation_160k.py',
+    '../_base_/models/ffnetseg.py',
+    '../_base_/datasets/cityscapes.py',
+    '../_base_/schedules/segmentation_160k.py',
 ]
-custom_imports = dict(imports=['mmffnet'], allow_failed_imports=False)
 
 model = dict(
     data_preprocessor=dict(size=(1024, 1024)),

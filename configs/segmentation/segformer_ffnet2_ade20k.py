@@ -5,10 +5,9 @@ SegFormer's optimizer: lr 6e-5, ten times that in the head, weight decay 0.01.
 
 _base_ = [
     'mmseg::_base_/models/segformer_mit-b0.py',
-    '../_base_/ade20k.py',
-    '../_base_/segmentation_160k.py',
+    '../_base_/datasets/ade20k.py',
+    '../_base_/schedules/segmentation_160k.py',
 ]
-custom_imports = dict(imports=['mmffnet'], allow_failed_imports=False)
 
 model = dict(
     data_preprocessor=dict(size=(512, 512)),

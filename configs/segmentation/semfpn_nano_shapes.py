@@ -1,6 +1,10 @@
 """Semantic FPN with FFNet nano on the synthetic shapes: trains on a CPU in minutes."""
 
-_base_ = ['mmseg::_base_/models/fpn_r50.py', '../_base_/shapes_ade20k.py']
+_base_ = [
+    'mmseg::_base_/models/fpn_r50.py',
+    '../_base_/datasets/shapes_ade20k.py',
+    '../_base_/schedules/shapes_seg.py',
+]
 
 norm_cfg = dict(type='BN')
 model = dict(

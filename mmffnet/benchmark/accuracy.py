@@ -1,4 +1,8 @@
-"""Evaluates many checkpoints, and compares what is measured with what is published."""
+"""Evaluates many checkpoints, and compares what is measured with what is published.
+
+``python -m mmffnet.benchmark.accuracy RESULT`` evaluates one of them in a process of its own: what
+to do comes as JSON on the standard input, and the result is there when it is complete.
+"""
 
 import hashlib
 import json
@@ -10,16 +14,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
-from mmengine.config import Config
+from mmengine.device import get_device
 
 from ..checkpoint import SCHEME, official_url
 from ..datasets.checks import find_missing_data
-from ..engine.runner import read_config
+from ..engine import runner
+from ..engine.imports import import_models
 from ..errors import UsageError
+from .flops import count_network
 from .metafiles import Entry
-from .report import markdown, write, write_csv, write_json
+from .networks import find_network
+from .report import Rows, describe_machine, markdown, write, write_csv, write_json
 
 #: Differences up to this (in points) are what rounding and other versions of libraries make
 TOLERANCE = 0.1
@@ -36,21 +44,6 @@ METRICS = {
 _AUGMENTED = {'mIoU(ms+flip)'}
 
 
-def own_entries(pairs: Sequence[str]) -> list[Entry]:
-    """Makes entries of configs and checkpoints in turn.
-
-    Raises:
-        UsageError: If a config has no checkpoint.
-    """
-    if len(pairs) % 2:
-        raise UsageError(f'configs and checkpoints come in pairs: there is none for {pairs[-1]}')
-    found = []
-    for config, checkpoint in zip(pairs[::2], pairs[1::2], strict=True):
-        name = f'{Path(config).stem}/{Path(checkpoint).stem}'
-        found.append(Entry(name, config, checkpoint))
-    return found
-
-
 @dataclass
 class Job:
     """One evaluation of one model.
@@ -59,7 +52,7 @@ class Job:
         entry (Entry): The model.
         tta (bool): Whether test-time augmentation is on.
         result (Path): Where its result goes.
-        request (dict): What :mod:`.evaluate` is told.
+        request (dict): What the process that evaluates it is told.
         missing (list[str]): What it cannot run without. Defaults to nothing.
         outcome (dict, optional): What came of it. Defaults to None: nothing yet.
     """
@@ -72,8 +65,44 @@ class Job:
     outcome: dict[str, Any] | None = None
 
     @property
-    def name(self) -> str:
-        return self.entry.name + (' (ms+flip)' if self.tta else '')
+    def status(self) -> str:
+        if self.outcome is not None:
+            return 'failed' if 'problem' in self.outcome else 'done'
+        if self.missing:
+            return 'missing'
+        return 'to download' if self.download else 'to run'
+
+    @property
+    def download(self) -> str | None:
+        """The address that the checkpoint is yet to be fetched from."""
+        url = self.entry.weights or ''
+        url = official_url(url) if url.startswith(SCHEME) else url
+        if not url.startswith(('http://', 'https://')):
+            return None
+        cached = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(url).path).name)
+        return None if cached.is_file() else url
+
+    def read_outcome(self) -> dict[str, Any] | None:
+        """The outcome of a run of the same job."""
+        try:
+            outcome = json.loads(self.result.read_text())
+        except (OSError, ValueError):
+            return None
+        return outcome if outcome.get('key') == self.request['key'] else None
+
+
+def own_entries(pairs: Sequence[str]) -> list[Entry]:
+    """Makes entries of configs and checkpoints in turn.
+
+    Raises:
+        UsageError: If a config has no checkpoint.
+    """
+    if len(pairs) % 2:
+        raise UsageError(f'configs and checkpoints come in pairs: there is none for {pairs[-1]}')
+    return [
+        Entry(f'{Path(config).stem}/{Path(checkpoint).stem}', config, checkpoint)
+        for config, checkpoint in zip(pairs[::2], pairs[1::2], strict=True)
+    ]
 
 
 def plan(
@@ -98,8 +127,7 @@ def plan(
     """
     jobs = []
     for entry in entries:
-        augmented = tta and bool(_AUGMENTED & set(entry.published))
-        for with_tta in (False, True) if augmented else (False,):
+        for with_tta in (False, True) if tta and _AUGMENTED & set(entry.published) else (False,):
             stem = re.sub(r'[^\w.=+-]', '_', entry.name) + ('_tta' if with_tta else '')
             request = dict(
                 config=entry.config,
@@ -107,15 +135,38 @@ def plan(
                 cfg_options=list(cfg_options),
                 tta=with_tta,
                 fuse=fuse,
-                work_dir=str(out / 'work_dirs' / stem),
             )
             job = Job(entry, with_tta, out / f'{stem}.json', request)
+            # changes with everything that the result depends on
+            content = json.dumps([request, *_look(job)])
+            request['key'] = hashlib.sha256(content.encode()).hexdigest()
+            request['work_dir'] = str(out / 'work_dirs' / stem)
+            job.outcome = job.read_outcome()
             jobs.append(job)
-            cfg = _read(job)
-            _look_for_checkpoint(job)
-            request['key'] = _key(job, cfg)
-            job.outcome = _finished(job)
     return jobs
+
+
+def _look(job: Job) -> tuple[str | None, list[int] | None]:
+    """The config's text and the stamp of the checkpoint; notes what is missing."""
+    text = stamp = None
+    config, weights = job.entry.config, job.entry.weights
+    try:
+        if config is None:
+            raise UsageError('it has no config')
+        cfg = runner.read_config(config, job.request['cfg_options'])
+        text = cfg.pretty_text
+        job.missing += filter(None, [find_missing_data(cfg, 'test')])
+    except UsageError as error:
+        job.missing.append(str(error))
+    if weights is None:
+        job.missing.append('it has no checkpoint')
+    elif '://' not in weights:
+        path = Path(weights).expanduser()
+        if path.is_file():
+            stamp = [path.stat().st_size, path.stat().st_mtime_ns]
+        else:
+            job.missing.append(f"there is no checkpoint file '{weights}'")
+    return text, stamp
 
 
 def run(jobs: Sequence[Job], progress: Callable[[str], None] = print) -> None:
@@ -126,25 +177,41 @@ def run(jobs: Sequence[Job], progress: Callable[[str], None] = print) -> None:
         progress (Callable): Is told what happens. Defaults to print.
     """
     for number, job in enumerate(jobs, 1):
-        title = f'[{number}/{len(jobs)}] {job.name}'
+        title = f'[{number}/{len(jobs)}] {job.entry.name}{" (ms+flip)" if job.tta else ""}'
         if job.outcome is not None:
             progress(f'{title}: done before ({job.result})')
-            continue
-        if job.missing:
+        elif job.missing:
             progress(f'{title}: not run: {"; ".join(job.missing)}')
-            continue
-        progress(f'{title}: running, log in {job.result.with_suffix(".log")}')
-        start = time.perf_counter()
-        job.outcome = _run(job)
-        seconds = time.perf_counter() - start
-        problem = job.outcome.get('problem')
-        if problem:
-            progress(f'{title}: failed after {seconds:.0f} s: {problem}')
         else:
-            found = ', '.join(
-                f'{row["metric"]} {row["measured"]}' for row in rows([job]) if row['measured']
-            )
-            progress(f'{title}: {found} in {seconds:.0f} s')
+            progress(f'{title}: running, log in {job.result.with_suffix(".log")}')
+            start = time.perf_counter()
+            job.outcome = _run(job)
+            found = [f'{r["metric"]} {r["measured"]}' for r in rows([job]) if r['measured']]
+            problem = job.outcome.get('problem')
+            text = f'failed: {problem}' if problem else ', '.join(found)
+            progress(f'{title}: {text} ({time.perf_counter() - start:.0f} s)')
+
+
+def _run(job: Job) -> dict[str, Any]:
+    job.result.parent.mkdir(parents=True, exist_ok=True)
+    job.result.unlink(missing_ok=True)
+    log = job.result.with_suffix('.log')
+    with log.open('w') as file:
+        done = subprocess.run(
+            [sys.executable, '-m', __name__, str(job.result)],
+            input=json.dumps(job.request),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    outcome = job.read_outcome()
+    if outcome is not None:
+        return outcome
+    lines = [line.strip() for line in log.read_text(errors='replace').splitlines() if line.strip()]
+    last = lines[-1][:300] if lines else 'no output'
+    if done.returncode < 0:
+        last = f'killed by signal {-done.returncode} (9 often means too little memory)'
+    return dict(problem=f'{last} (log: {log})')
 
 
 def rows(jobs: Sequence[Job]) -> list[dict[str, Any]]:
@@ -152,17 +219,20 @@ def rows(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     table = []
     for job in jobs:
         outcome = job.outcome or {}
-        measured = _points(outcome.get('metrics', {}), job.tta)
+        metrics = outcome.get('metrics', {})
+        measured = {
+            name: round(metrics[key] * unit, 2)
+            for name, (key, unit) in METRICS.items()
+            if key in metrics and (name in _AUGMENTED) == job.tta
+        }
         names = [n for n in job.entry.published if (n in _AUGMENTED) == job.tta] or list(measured)
-        url = will_download(job)
-        plans = [*job.missing, *([f'to be downloaded: {url}'] if url else [])]
+        plans = [*job.missing, *([f'to be downloaded: {job.download}'] if job.download else [])]
         note = outcome.get('problem') or ('' if job.outcome else '; '.join(plans))
         for name in names or ['']:
             published, value = job.entry.published.get(name), measured.get(name)
-            difference = None
-            if published is not None and value is not None:
-                difference = round(value - published, 2)
-            if value is None and _status(job) == 'done':
+            known = published is not None and value is not None
+            difference = round(value - published, 2) if known else None  # type: ignore[operator]
+            if value is None and job.status == 'done':
                 note = f'the evaluator gave no {name or "metric that is known here"}'
             table.append(
                 dict(
@@ -175,33 +245,35 @@ def rows(jobs: Sequence[Job]) -> list[dict[str, Any]]:
                     outside=difference is not None and abs(difference) > TOLERANCE + 1e-9,
                     parameters=outcome.get('parameters'),
                     macs=outcome.get('macs'),
-                    size=outcome.get('size'),
-                    status=_status(job),
+                    size='x'.join(map(str, outcome.get('size', ()))),
+                    status=job.status,
                     note=note,
                 )
             )
     return table
 
 
-def describe(table: Sequence[dict[str, Any]]) -> str:
+def describe(table: Rows) -> str:
     """The table for people, in Markdown."""
-    lines = []
-    for row in table:
-        difference = '-' if row['difference'] is None else f'{row["difference"]:+.2f}'
-        size = 'x'.join(map(str, row['size'] or ()))
-        lines.append(
-            {
-                'model': row['model'],
-                'data': row['dataset'] or '-',
-                'metric': row['metric'] or '-',
-                'published': _number(row['published'], 2),
-                'measured': _number(row['measured'], 2),
-                'difference': difference + (' (!)' if row['outside'] else ''),
-                'params (M)': _number(row['parameters'], 2, 1e-6),
-                'FLOPs (G)': _number(row['macs'], 1, 1e-9) + (f' at {size}' if size else ''),
-                'state': row['status'],
-            }
-        )
+
+    def number(value: float | None, digits: int, sign: str = '') -> str:
+        return '-' if value is None else f'{value:{sign}.{digits}f}'
+
+    lines = [
+        {
+            'model': row['model'],
+            'data': row['dataset'] or '-',
+            'metric': row['metric'] or '-',
+            'published': number(row['published'], 2),
+            'measured': number(row['measured'], 2),
+            'difference': number(row['difference'], 2, '+') + (' (!)' if row['outside'] else ''),
+            'params (M)': number(row['parameters'] and row['parameters'] / 1e6, 2),
+            'FLOPs (G)': number(row['macs'] and row['macs'] / 1e9, 1)
+            + (f' at {row["size"]}' if row['size'] else ''),
+            'state': row['status'],
+        }
+        for row in table
+    ]
     text = markdown(lines)
     outside = sum(row['outside'] for row in table)
     if outside:
@@ -215,109 +287,36 @@ def save(jobs: Sequence[Job], out: Path) -> str:
     table = rows(jobs)
     text = describe(table)
     write(out / 'accuracy.md', text)
-    write_csv(
-        out / 'accuracy.csv',
-        [dict(row, size='x'.join(map(str, row['size'] or ()))) for row in table],
-    )
-    environments = (job.outcome.get('environment') for job in jobs if job.outcome)
+    write_csv(out / 'accuracy.csv', table)
+    environments = [job.outcome.get('environment') for job in jobs if job.outcome]
     environment = next(filter(None, environments), None)
     write_json(out / 'accuracy.json', dict(rows=table, environment=environment))
     return text
 
 
-def _read(job: Job) -> Config | None:
-    if job.entry.config is None:
-        job.missing.append('it has no config')
-        return None
+def evaluate(request: dict[str, Any], result: Path) -> None:
+    """Evaluates one model in this process, and writes its result."""
+    options = request['cfg_options']
     try:
-        cfg = read_config(job.entry.config, job.request['cfg_options'])
+        cfg = runner.read_config(request['config'], options, request['work_dir'])
+        runner.test_config(cfg, request['checkpoint'], tta=request['tta'], fuse=request['fuse'])
+        import_models(cfg)
+        metrics = runner.run(runner.build_runner(cfg), 'test')
     except UsageError as error:
-        job.missing.append(str(error))
-        return None
-    missing = find_missing_data(cfg, 'test')
-    if missing:
-        job.missing.append(missing)
-    return cfg
-
-
-def _look_for_checkpoint(job: Job) -> None:
-    weights = job.entry.weights
-    if weights is None:
-        job.missing.append('it has no checkpoint')
-    elif '://' not in weights and not Path(weights).expanduser().is_file():
-        job.missing.append(f"there is no checkpoint file '{weights}'")
-
-
-def will_download(job: Job) -> str | None:
-    """The address that a job's checkpoint is yet to be fetched from."""
-    url = job.entry.weights or ''
-    url = official_url(url) if url.startswith(SCHEME) else url
-    if not url.startswith(('http://', 'https://')):
-        return None
-    cached = Path(torch.hub.get_dir(), 'checkpoints', url.rpartition('/')[2])
-    return None if cached.is_file() else url
-
-
-def _key(job: Job, cfg: Config | None) -> str:
-    """Changes with everything that the result depends on."""
-    weights = job.entry.weights
-    stamp = None
-    if weights and '://' not in weights and Path(weights).is_file():
-        found = Path(weights).stat()
-        stamp = [found.st_size, found.st_mtime_ns]
-    asked = {k: v for k, v in job.request.items() if k != 'work_dir'}
-    content = [asked, stamp, cfg.pretty_text if cfg else None]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _finished(job: Job) -> dict[str, Any] | None:
-    """The outcome of an earlier run of the same job."""
+        sys.exit(str(error))
+    found = dict(
+        key=request['key'],
+        metrics={name: float(value) for name, value in metrics.items()},
+        environment=describe_machine(get_device()),
+    )
     try:
-        outcome = json.loads(job.result.read_text())
-    except (OSError, ValueError):
-        return None
-    return outcome if outcome.get('key') == job.request['key'] else None
+        network = find_network(request['config'], cfg_options=options)
+        cost = count_network(network, network.size)[request['fuse']]
+        found.update(parameters=cost.parameters, macs=cost.macs, size=network.size)
+    except Exception as error:  # a model of any kind; no reason to lose hours of evaluation
+        print(f'the size of the model could not be counted: {error}')
+    write_json(result, found)
 
 
-def _run(job: Job) -> dict[str, Any]:
-    job.result.parent.mkdir(parents=True, exist_ok=True)
-    job.result.unlink(missing_ok=True)
-    command = [sys.executable, '-m', 'mmffnet.benchmark.evaluate', str(job.result)]
-    log = job.result.with_suffix('.log')
-    with log.open('w') as file:
-        done = subprocess.run(
-            command,
-            input=json.dumps(job.request),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-    outcome = _finished(job)
-    if outcome is not None:
-        return outcome
-    lines = [line.strip() for line in log.read_text(errors='replace').splitlines() if line.strip()]
-    last = lines[-1][:300] if lines else 'no output'
-    if done.returncode < 0:
-        last = f'killed by signal {-done.returncode} (9 often means too little memory)'
-    return dict(problem=f'{last} (log: {log})')
-
-
-def _points(metrics: dict[str, float], tta: bool) -> dict[str, float]:
-    """What was measured, by the names of metafiles."""
-    return {
-        name: round(metrics[key] * unit, 2)
-        for name, (key, unit) in METRICS.items()
-        if key in metrics and (name in _AUGMENTED) == tta
-    }
-
-
-def _status(job: Job) -> str:
-    if job.outcome is not None:
-        return 'failed' if 'problem' in job.outcome else 'done'
-    if job.missing:
-        return 'missing'
-    return 'to download' if will_download(job) else 'to run'
-
-
-def _number(value: float | None, digits: int, unit: float = 1.0) -> str:
-    return '-' if value is None else f'{value * unit:.{digits}f}'
+if __name__ == '__main__':
+    evaluate(json.load(sys.stdin), Path(sys.argv[1]))

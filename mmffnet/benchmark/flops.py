@@ -1,20 +1,18 @@
 """Parameters and multiply-adds of a model, counted while it runs without its memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..deploy.reparameterize import forward_tensors
+from ..deploy.reparameterize import run_tensors
 from .networks import Network, fuse
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """What one picture costs.
 
     Args:
@@ -52,14 +50,10 @@ def count(model: nn.Module, size: Sequence[int]) -> Cost:
         elif isinstance(module, _BatchNorm):
             values['norm'] += out.numel()
 
-    hooks = [module.register_forward_hook(look) for module in model.modules()]
+    hook = nn.modules.module.register_module_forward_hook(look)
     image = torch.zeros(1, 3, *size, device=parameters[0].device)
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            forward_tensors(model, image)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hook, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run_tensors(model, image)
     counts = {
         name.partition('.')[2]: sum(found.values()) // 2
         for name, found in counter.get_flop_counts().items()
@@ -89,15 +83,16 @@ def count_network(network: Network, size: Sequence[int]) -> tuple[Cost, Cost]:
         UsageError: If the network cannot be built.
         ValueError: If it cannot take such a picture.
     """
-    try:
-        return _count_both(network, size, 'meta')
-    except (NotImplementedError, RuntimeError, TypeError):  # what is chosen by score needs numbers
+    for device in ('meta', 'cpu'):  # what is chosen by score needs numbers
+        torch.manual_seed(0)  # and depends on the weights
         try:
-            return _count_both(network, size, 'cpu')
-        except RuntimeError as error:
-            height, width = size
-            reason = str(error).partition('\n')[0]
-            raise ValueError(f'{network.name} cannot take {height} x {width}: {reason}') from error
+            model = network.build(device)
+            return count(model, size), count(fuse(model), size)
+        except (NotImplementedError, RuntimeError, TypeError) as error:
+            problem = error
+    height, width = size
+    reason = str(problem).partition('\n')[0]
+    raise ValueError(f'{network.name} cannot take {height} x {width}: {reason}') from problem
 
 
 def describe(name: str, size: Sequence[int], trained: Cost, fused: Cost, depth: int = 0) -> str:
@@ -119,9 +114,3 @@ def describe(name: str, size: Sequence[int], trained: Cost, fused: Cost, depth: 
         before, after = (cost.parts.get(part, 0) / 1e9 for cost in (trained, fused))
         lines.append(f'  {part:{width}}  {before:9.3f} G, fused {after:9.3f} G')
     return '\n'.join(lines)
-
-
-def _count_both(network: Network, size: Sequence[int], device: str) -> tuple[Cost, Cost]:
-    torch.manual_seed(0)  # what detectors select by score depends on the weights
-    model = network.build(device)
-    return count(model, size), count(fuse(model), size)

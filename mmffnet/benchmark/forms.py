@@ -1,9 +1,9 @@
 """Forms that a network can run in: fused or not, memory layout, compiled, precision, runtime."""
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from mmffnet_cli import FORMATS
 
 from ..deploy.export import export_module
-from ..deploy.reparameterize import forward_tensors
+from ..deploy.reparameterize import run_tensors
 from ..deploy.runtimes import load_exported
 from ..errors import UsageError
+from ..ops.depthwise import use_kernels
+from ..ops.depthwise_cpu import warn_of_bfloat16
 from .networks import fuse
 
 #: Formats of the files that runtimes load
@@ -23,19 +25,19 @@ RUNTIMES = {f.runtime: f for f in FORMATS.values() if f.runtime in ('onnxruntime
 Call = Callable[[], list[Tensor]]
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """How a network runs; without any of these it is PyTorch in eager mode, NCHW, float32.
 
     Args:
-        fused (bool): Re-parameterised. Exported models always are. Defaults to False.
-        channels_last (bool): NHWC in memory. Defaults to False.
-        compile (bool): ``torch.compile``; of a whole model, backbone and neck. Defaults to False.
-        freeze (bool): Compiled with the weights as constants. Defaults to False.
-        onnxruntime (bool): Exported, in ONNX Runtime. Defaults to False.
-        openvino (bool): Exported, in OpenVINO. Defaults to False.
+        fused (bool): Re-parameterised. Exported models always are.
+        channels_last (bool): NHWC in memory.
+        compile (bool): ``torch.compile``; of a whole model, backbone and neck.
+        freeze (bool): Compiled with the weights as constants.
+        onnxruntime (bool): Exported, in ONNX Runtime.
+        openvino (bool): Exported, in OpenVINO.
         bf16 (bool): bfloat16: weights and maps of backbones, automatic mixed precision in whole
-            models and training, the runtime's own choice of layers in OpenVINO. Defaults to False.
+            models and training, the runtime's own choice of layers in OpenVINO.
+        plain (bool): PyTorch's own depthwise convolutions, see :mod:`mmffnet.ops.depthwise`.
     """
 
     fused: bool = False
@@ -45,9 +47,10 @@ class Form:
     onnxruntime: bool = False
     openvino: bool = False
     bf16: bool = False
+    plain: bool = False
 
     def __str__(self) -> str:
-        return '+'.join(f.name for f in fields(self) if getattr(self, f.name)) or 'eager'
+        return '+'.join(name for name, on in self._asdict().items() if on) or 'eager'
 
     @property
     def runtime(self) -> str | None:
@@ -60,11 +63,11 @@ def parse_form(text: str) -> Form:
     Raises:
         UsageError: If there is no such form.
     """
-    known = [f.name for f in fields(Form)]
     parts = [part for part in text.split('+') if part != 'eager']
     for part in parts:
-        if part not in known:
-            raise UsageError(f"'{text}' is no form: its parts are eager or {', '.join(known)}")
+        if part not in Form._fields:
+            known = ', '.join(Form._fields)
+            raise UsageError(f"'{text}' is no form: its parts are eager or {known}")
     form = Form(**dict.fromkeys(parts, True))
     if form.runtime and set(parts) - {'fused', 'bf16', form.runtime}:
         raise UsageError(f"'{text}' is no form: {form.runtime} goes with fused and bf16 alone")
@@ -108,8 +111,9 @@ def prepare(
 
     @torch.no_grad()
     def call() -> list[Tensor]:
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=form.bf16 and whole):
-            return tensors(forward_tensors(model, image))
+        cast = torch.autocast(image.device.type, torch.bfloat16, enabled=form.bf16 and whole)
+        with cast, _kernels(form):
+            return run_tensors(model, image)
 
     return call, parameters
 
@@ -137,7 +141,8 @@ def prepare_training(model: nn.Module, form: Form, image: Tensor) -> tuple[Call,
 
     def call() -> list[Tensor]:
         model.zero_grad(set_to_none=True)
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=form.bf16):
+        cast = torch.autocast(image.device.type, torch.bfloat16, enabled=form.bf16)
+        with cast, _kernels(form):
             maps = model(image)
         loss = torch.stack([(y.float() * w).sum() for y, w in zip(maps, weights, strict=True)])
         loss.sum().backward()
@@ -146,20 +151,15 @@ def prepare_training(model: nn.Module, form: Form, image: Tensor) -> tuple[Call,
     return call, sum(parameter.numel() for parameter in model.parameters())
 
 
-def tensors(value: Any) -> list[Tensor]:
-    """All tensors in nested lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in tensors(item)]
-    return []
+def _kernels(form: Form) -> contextlib.AbstractContextManager[None]:
+    return use_kernels('plain') if form.plain else contextlib.nullcontext()
 
 
 def _lay_out(model: nn.Module, form: Form, image: Tensor) -> tuple[nn.Module, Tensor]:
     layout = torch.channels_last if form.channels_last else torch.contiguous_format
     model = model.to(image.device)
+    if form.bf16 and image.device.type == 'cpu':
+        warn_of_bfloat16()
     if form.channels_last:
         model = model.to(memory_format=layout)  # type: ignore[call-overload]
     return model, image.contiguous(memory_format=layout)

@@ -44,10 +44,10 @@ def read_entries(metafile: str | None = None) -> list[Entry]:
         UsageError: If a file is not there or is no metafile.
     """
     if metafile is not None:
-        return _read_metafile(Path(metafile), (Path(metafile).parent, Path()))
+        return _read(Path(metafile), Path(metafile).parent, Path())
     root = Path(tools_path('test.py')).parents[1]
     index = yaml.safe_load((root / 'model-index.yml').read_text(encoding='utf-8'))
-    return [entry for name in index['Import'] for entry in _read_metafile(root / name, (root,))]
+    return [entry for name in index['Import'] for entry in _read(root / name, root)]
 
 
 def select(entries: list[Entry], patterns: list[str]) -> list[Entry]:
@@ -63,31 +63,28 @@ def select(entries: list[Entry], patterns: list[str]) -> list[Entry]:
     return [e for e in entries if not patterns or any(fnmatch(e.name, p) for p in patterns)]
 
 
-def _read_metafile(path: Path, folders: tuple[Path, ...]) -> list[Entry]:
+def _read(path: Path, *folders: Path) -> list[Entry]:
+    def locate(name: str | None) -> str | None:
+        if name is None or '://' in name:
+            return name
+        places = [folder / name for folder in folders]
+        return str(next((place for place in places if place.exists()), places[0]))
+
     if not path.is_file():
         raise UsageError(f"there is no metafile '{path}'")
     try:
-        models = yaml.safe_load(path.read_text(encoding='utf-8'))['Models']
-        return [_entry(model, folders) for model in models or ()]
+        return [
+            Entry(
+                name=str(model['Name']),
+                config=locate(model.get('Config')),
+                weights=locate(model.get('Weights')),
+                dataset=', '.join(dict.fromkeys(str(r.get('Dataset', '')) for r in results)),
+                published={k: float(v) for r in results for k, v in r['Metrics'].items()},
+                metadata=model.get('Metadata') or {},
+            )
+            for model in yaml.safe_load(path.read_text(encoding='utf-8'))['Models'] or ()
+            for results in [model.get('Results') or []]
+        ]
     except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         reason = f'{type(error).__name__}: {error}'.partition('\n')[0]
         raise UsageError(f'{path} is no metafile with Models ({reason})') from error
-
-
-def _entry(model: dict[str, Any], folders: tuple[Path, ...]) -> Entry:
-    results = model.get('Results') or []
-    return Entry(
-        name=str(model['Name']),
-        config=_locate(model.get('Config'), folders),
-        weights=_locate(model.get('Weights'), folders),
-        dataset=', '.join(dict.fromkeys(str(result.get('Dataset', '')) for result in results)),
-        published={k: float(v) for result in results for k, v in result['Metrics'].items()},
-        metadata=model.get('Metadata') or {},
-    )
-
-
-def _locate(name: str | None, folders: tuple[Path, ...]) -> str | None:
-    if name is None or '://' in name:
-        return name
-    places = [folder / name for folder in folders]
-    return str(next((place for place in places if place.exists()), places[0]))

@@ -1,22 +1,22 @@
-"""What can be measured by name: FFNets, other people's backbones, and whole models of configs."""
+"""What can be measured by name: the backbones here, those of timm, and whole models of configs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmffnet_cli import format_of
 
+from ..deploy.export import natural_size
 from ..deploy.runtimes import import_runtime, load_exported
 from ..engine.models import build_model
-from ..engine.runner import read_config
+from ..engine.runner import innermost_dataset, read_config
 from ..errors import UsageError
-from ..models import FFNet, FFNetSeg, reparameterize
+from ..models import AFFNet, CASViT, FFNet, FFNetSeg, PoolFormer, TransNeXt, reparameterize
 from ..registry import MODELS
 from .metafiles import read_entries
 
@@ -27,15 +27,13 @@ AROUND = {
 }
 
 
-@dataclass(frozen=True)
-class Peer:
-    """A network of timm's and what its authors published.
+class Peer(NamedTuple):
+    """A network of timm's and what its authors published, for ImageNet-1k alone and no teacher.
 
     Args:
         timm_name (str): Its name there.
         size (int): Height and width of the pictures that the accuracy was measured on.
-        accuracy (float): Published top-1 accuracy on ImageNet-1k, trained on it alone and without
-            a teacher.
+        accuracy (float): Top-1 accuracy.
         source (str): Where that is published.
     """
 
@@ -49,7 +47,6 @@ _SWIN = 'Liu et al. 2021, arXiv 2103.14030'
 _CONVNEXT = 'Liu et al. 2022, arXiv 2201.03545'
 _FASTVIT = 'github.com/apple/ml-fastvit (Vasu et al. 2023, arXiv 2303.14189)'
 _METAFORMER = 'github.com/sail-sg/metaformer (Yu et al. 2022, arXiv 2210.13452)'
-#: CAS-ViT is not in timm.
 PEERS = {
     'resnet50': Peer('resnet50', 224, 80.4, 'Wightman et al. 2021, arXiv 2110.00476 (recipe A1)'),
     'convnext_tiny': Peer('convnext_tiny', 224, 82.1, _CONVNEXT),
@@ -64,6 +61,16 @@ PEERS = {
 }
 
 
+#: The families that are called ``<family>-<arch>``: class, size of the pictures, and where the
+#: accuracy is published.
+FAMILIES: dict[str, tuple[Any, int, str]] = {
+    'poolformer': (PoolFormer, 224, 'github.com/sail-sg/poolformer'),
+    'casvit': (CASViT, 224, 'github.com/Tianfang-Zhang/CAS-ViT'),
+    'transnext': (TransNeXt, 224, 'github.com/DaiShiResearch/TransNeXt'),
+    'affnet': (AFFNet, 256, 'github.com/microsoft/TokenMixers'),
+}
+
+
 @MODELS.register_module()
 class TimmFeatures(nn.Module):
     """The last four maps of a network of timm's, without its weights.
@@ -71,6 +78,8 @@ class TimmFeatures(nn.Module):
     Args:
         name (str): Its name.
     """
+
+    out_indices = (0, 1, 2, 3)
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -81,7 +90,6 @@ class TimmFeatures(nn.Module):
             self.net = timm.create_model(name, features_only=True, pretrained=False, **options)
         except (AttributeError, RuntimeError, TypeError) as error:
             raise UsageError(f"timm has no backbone '{name}': {error}") from error
-        self.out_indices = (0, 1, 2, 3)
         self.out_channels = tuple(self.net.feature_info.channels()[-4:])
         self.channels_are_last = getattr(self.net, 'output_fmt', 'NCHW') == 'NHWC'
 
@@ -121,8 +129,9 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
     """Finds what a name stands for.
 
     Args:
-        name (str): A variant of FFNet or FFNetSeg, a key of :data:`PEERS`, ``timm:`` and a name of
-            timm's, a config (a file, or the name of one that mmffnet ships), or an exported model.
+        name (str): A variant of FFNet or FFNetSeg, a family of :data:`FAMILIES` and a variant of
+            it (``poolformer-s12``), a key of :data:`PEERS`, ``timm:`` and a name of timm's, a
+            config (a file, or the name of one that mmffnet ships), or an exported model.
         around (str, optional): A key of :data:`AROUND`; puts the backbone into that model.
             Defaults to None.
         cfg_options (Sequence[str]): Settings of the config to override. Defaults to ().
@@ -131,12 +140,19 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
         UsageError: If there is no such network.
     """
     peer = PEERS.get(name)
+    family, _, arch = name.partition('-')
+    network, side, repository = FAMILIES.get(
+        family, (FFNet, 256, 'github.com/ysj9909/FFNet (v1.0)')
+    )
     backbone: dict[str, Any]
     if name in FFNet.arch_settings:
         backbone = dict(type='FFNet', arch=name)
     elif name in FFNetSeg.arch_settings:
         backbone = dict(type='FFNetSeg', arch=name, out_indices=(0, 1, 2, 3))
-    elif peer is not None or name.startswith('timm:'):
+    elif family in FAMILIES and arch in network.arch_settings:
+        backbone = dict(type=f'mmffnet.{network.__name__}', arch=arch)
+        side = network.arch_settings[arch].get('pretrain_size', side)
+    elif peer or name.startswith('timm:'):
         timm_name = peer.timm_name if peer else name.removeprefix('timm:')
         backbone = dict(type='mmffnet.TimmFeatures', name=timm_name)
     elif format_of(name):
@@ -147,17 +163,24 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
         cfg = read_config(name, cfg_options)
         return Network(name, partial(build_model, cfg), input_size(cfg))
     else:
-        known = ', '.join([*FFNet.arch_settings, *FFNetSeg.arch_settings, *PEERS])
+        families = [f'{key}-{arch}' for key in FAMILIES for arch in FAMILIES[key][0].arch_settings]
+        known = ', '.join([*FFNet.arch_settings, *FFNetSeg.arch_settings, *families, *PEERS])
         raise UsageError(
             f"there is no network '{name}': there are {known}, timm:NAME, configs, exported files"
         )
     if around is not None:
         config, size = AROUND[around]
         return Network(name, partial(_build_around, config, backbone), size)
-    size = (peer.size, peer.size) if peer else (256, 256)
-    accuracy, source = (peer.accuracy, peer.source) if peer else _published(name, size)
-    build = partial(_build_backbone, backbone)
-    return Network(name, build, size, accuracy, source, 'arch' in backbone)
+    accuracy: float | None
+    if peer:
+        _, side, accuracy, source = peer
+    else:
+        accuracy = _published(name, side)
+        source = repository if accuracy else ''
+    build = partial(build_model, Config(dict(model=backbone)))
+    return Network(
+        name, build, (side, side), accuracy, source, backbone['type'].startswith('FFNet')
+    )
 
 
 def _find_exported(path: Path) -> Network:
@@ -170,11 +193,6 @@ def _find_exported(path: Path) -> Network:
         raise UsageError(str(error)) from error
     size = (meta['height'] or 256, meta['width'] or 256)
     return Network(path.name, build, size, exported=path)
-
-
-def _build_backbone(backbone: dict[str, Any], device: str) -> nn.Module:
-    with torch.device(device):
-        return MODELS.build(backbone).eval()
 
 
 def _build_around(config: str, backbone: dict[str, Any], device: str) -> nn.Module:
@@ -199,14 +217,10 @@ def fuse(model: nn.Module) -> nn.Module:
 
 def input_size(cfg: Config) -> tuple[int, int]:
     """Height and width of a config's input, as it is cropped or, else, as it is tested."""
-    size = (cfg.model.get('data_preprocessor') or {}).get('size')
+    size = natural_size(cfg)
     if size:
-        return tuple(size)
-    loader = cfg.get('test_dataloader') or {}
-    for step in reversed((loader.get('dataset') or {}).get('pipeline') or ()):
-        if step.get('crop_size'):
-            crop = step['crop_size']
-            return (crop, crop) if isinstance(crop, int) else tuple(crop)
+        return size
+    for step in reversed(innermost_dataset(cfg, 'test').get('pipeline') or ()):
         if isinstance(step.get('scale'), list | tuple):
             # the longer side first; padded as networks with 32 as their largest stride need it
             width, height = (-(-side // 32) * 32 for side in step['scale'])
@@ -214,10 +228,8 @@ def input_size(cfg: Config) -> tuple[int, int]:
     return 256, 256
 
 
-def _published(arch: str, size: tuple[int, int]) -> tuple[float | None, str]:
+def _published(name: str, size: int) -> float | None:
     for entry in read_entries():
-        if entry.name.startswith(f'{arch}_') and entry.metadata.get('Input Size') == size[0]:
-            accuracy = entry.published.get('Top 1 Accuracy')
-            if accuracy is not None:
-                return accuracy, 'github.com/ysj9909/FFNet (v1.0)'
-    return None, ''
+        if entry.name.startswith(f'{name}_') and entry.metadata.get('Input Size') == size:
+            return entry.published.get('Top 1 Accuracy')
+    return None

@@ -1,21 +1,33 @@
-"""Where the time goes: by module and by operator."""
+"""Where the time goes, by module and by operator, and how much memory a step takes."""
 
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.profiler import ProfilerActivity, record_function
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from ..errors import UsageError
 from .forms import Form, prepare
-from .memory import quiet_profile
 from .networks import Network
-from .report import markdown
+from .report import Rows
 
-Rows = list[dict[str, Any]]
 _MARK = 'module '
+
+
+@contextmanager
+def quiet_profile(**options: Any) -> Iterator[profile]:
+    """PyTorch's profiler without its remarks on cycles, and on GPUs that are not there."""
+    os.environ.setdefault('KINETO_LOG_LEVEL', '5')
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', '.*Profiler clears events')
+        with profile(**options) as found:
+            yield found
 
 
 def profile_network(
@@ -43,9 +55,8 @@ def profile_network(
             Defaults to None.
 
     Returns:
-        tuple[list[dict], list[dict]]: Rows of modules, in the order in which they run, and rows of
-        operators, the most expensive first. Times are milliseconds per call and include what the
-        profiler adds.
+        tuple: Rows of modules in the order in which they run, and of operators, the most expensive
+        first: milliseconds per call, with what the profiler adds, and shares in percent.
 
     Raises:
         UsageError: If the form runs outside of PyTorch.
@@ -56,7 +67,7 @@ def profile_network(
     model = network.build('cpu')
     image = torch.rand(batch, 3, *(size or network.size), device=device)
     call, _ = prepare(model, form, image, torch.get_num_threads(), Path())
-    names = {} if form.compile or form.freeze else _mark_modules(model, depth)
+    names = [] if form.compile or form.freeze else _mark_modules(model, depth)
     for _ in range(2):
         call()
     activities = [ProfilerActivity.CPU]
@@ -73,36 +84,35 @@ def profile_network(
     events = found.key_averages()
     unit = 1e-3 / calls  # microseconds of all calls to milliseconds of one
     kind = 'device' if on_gpu else 'cpu'
-    spent = {e.key: getattr(e, f'{kind}_time_total') * unit for e in events}
     # on GPUs the marks come a second time, as what the device did in the meantime
-    operators = [e for e in events if not e.key.startswith((_MARK, 'ProfilerStep'))]
-    own = {e.key: getattr(e, f'self_{kind}_time_total') * unit for e in operators}
-    total = sum(own.values()) or 1.0
+    own = [
+        (e.key, e.count / calls, getattr(e, f'self_{kind}_time_total') * unit)
+        for e in events
+        if not e.key.startswith((_MARK, 'ProfilerStep'))
+    ]
+    total = sum(ms for *_, ms in own) or 1.0
+    spent = {e.key: getattr(e, f'{kind}_time_total') * unit for e in events}
     ran = [name for name in names if _MARK + name in spent]
     modules = []
     for name in ran:
-        above = sum(name.startswith(f'{other}.') for other in ran)
+        indent = '  ' * sum(name.startswith(f'{other}.') for other in ran)
         ms = spent[_MARK + name]
-        modules.append(dict(module='  ' * above + name, ms=ms, share=ms / total))
-    counts = {e.key: e.count / calls for e in operators}
-    ranked = sorted(own, key=lambda key: -own[key])
+        modules.append(dict(module=indent + name, ms=f'{ms:.2f}', share=f'{100 * ms / total:.1f}'))
     return modules, [
-        dict(operator=key, calls=counts[key], ms=own[key], share=own[key] / total)
-        for key in ranked
-        if own[key] > 0
+        dict(operator=key, calls=f'{n:g}', ms=f'{ms:.2f}', share=f'{100 * ms / total:.1f}')
+        for key, n, ms in sorted(own, key=lambda one: -one[2])
+        if ms > 0
     ]
 
 
-def _mark_modules(model: nn.Module, depth: int) -> dict[str, None]:
+def _mark_modules(model: nn.Module, depth: int) -> list[str]:
     """Makes modules tell the profiler when they run; returns their names."""
-    names: dict[str, None] = {}
-    for name, module in model.named_modules():
-        if name and name.count('.') < depth:
-            names[name] = None
-            marks: list[record_function] = []
-            module.register_forward_pre_hook(partial(_open, _MARK + name, marks))
-            module.register_forward_hook(partial(_close, marks))
-    return names
+    marked = {n: m for n, m in model.named_modules() if n and n.count('.') < depth}
+    for name, module in marked.items():
+        marks: list[record_function] = []
+        module.register_forward_pre_hook(partial(_open, _MARK + name, marks))
+        module.register_forward_hook(partial(_close, marks))
+    return list(marked)
 
 
 def _open(name: str, marks: list[record_function], *_: Any) -> None:
@@ -113,27 +123,39 @@ def _close(marks: list[record_function], *_: Any) -> None:
     marks.pop().__exit__(None, None, None)
 
 
-def describe(modules: Rows, operators: Rows) -> str:
-    """Both as tables for people, in Markdown."""
-    text = ''
-    if modules:
-        text = markdown(
-            [
-                {
-                    'module': row['module'],
-                    'ms': f'{row["ms"]:.2f}',
-                    'share': f'{100 * row["share"]:.1f}',
-                }
-                for row in modules
-            ]
-        )
-    lines = [
-        {
-            'operator': row['operator'],
-            'calls': f'{row["calls"]:g}',
-            'ms': f'{row["ms"]:.2f}',
-            'share': f'{100 * row["share"]:.1f}',
-        }
-        for row in operators
-    ]
-    return f'{text}\n{markdown(lines)}'
+def peak_memory(call: Callable[[], Any], model: nn.Module, *inputs: Tensor) -> tuple[Any, int]:
+    """Runs something, and finds the most bytes that PyTorch's tensors took during it.
+
+    On a GPU the allocator counts them itself, on a CPU the profiler sees it give and take. What a
+    library takes by itself, such as the scratch space of a convolution, is in neither.
+
+    Args:
+        call (Callable): What to run; it must free its gradients itself.
+        model (nn.Module): The model in it.
+        *inputs (Tensor): Its inputs.
+
+    Returns:
+        tuple[Any, int]: What the call returned, and the bytes: parameters, buffers and inputs, and
+        the most that was there besides.
+    """
+    for parameter in model.parameters():
+        parameter.grad = None
+    held = [*model.parameters(), *model.buffers(), *inputs]
+    resident = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    device = inputs[0].device
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = call()
+        torch.cuda.synchronize(device)
+        return result, resident + torch.cuda.max_memory_allocated(device) - before
+    with quiet_profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        result = call()
+    events: Any = found.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == '[memory]']
+    most = now = 0
+    for _, change in sorted(changes, key=lambda c: c[0]):
+        now += change
+        most = max(most, now)
+    return result, resident + most

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,32 +22,18 @@ def markdown(rows: Rows) -> str:
     """A Markdown table that can be read as text, too; numbers to the right."""
     if not rows:
         return ''
-    names = list(rows[0])
-    cells = [names, *([_text(row[name]) for name in names] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    numeric = [all(isinstance(row[n], int | float | None) for row in rows) for n in names]
-    # what is put together from numbers is lined up like them
-    numeric = [n or all(_is_number(line[i]) for line in cells[1:]) for i, n in enumerate(numeric)]
-
-    def line(values: Sequence[str]) -> str:
-        aligned = (
-            value.rjust(width) if right else value.ljust(width)
-            for value, width, right in zip(values, widths, numeric, strict=True)
-        )
-        return f'| {" | ".join(aligned)} |'
-
-    rule = [f'{"-" * (w - 1)}:' if r else '-' * w for w, r in zip(widths, numeric, strict=True)]
-    return '\n'.join([line(cells[0]), line(rule), *map(line, cells[1:])]) + '\n'
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return '-'
-    return str(value).replace('|', '/').replace('\n', ' ')
-
-
-def _is_number(text: str) -> bool:
-    return text == '-' or text.lstrip('+-~').partition(' ')[0].replace('.', '', 1).isdigit()
+    texts = [
+        ['-' if v is None else str(v).replace('|', '/').replace('\n', ' ') for v in row.values()]
+        for row in rows
+    ]
+    columns = []
+    for name, *column in zip(rows[0], *texts, strict=True):
+        width = max(map(len, (name, *column)))
+        right = all(re.match(r'[+~-]?\d[\d.]*( |$)|-$', text) for text in column)
+        rule = '-' * (width - 1) + ':' if right else '-' * width
+        column = [text.rjust(width) if right else text.ljust(width) for text in (name, *column)]
+        columns.append([column[0], rule, *column[1:]])
+    return ''.join(f'| {" | ".join(line)} |\n' for line in zip(*columns, strict=True))
 
 
 def write(path: Path, text: str) -> None:

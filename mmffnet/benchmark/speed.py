@@ -2,21 +2,23 @@
 
 import gc
 import math
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmffnet_cli import FORMATS, format_of
 
+from ..deploy.reparameterize import deviation
 from .forms import RUNTIMES, Call, Form, prepare, prepare_exported, prepare_training
-from .memory import peak_memory
 from .networks import Network
+from .profile import peak_memory
 
 #: Seconds that a turn should last at least: what is faster is called several times
 _TURN = 0.05
@@ -55,9 +57,11 @@ class Measurement:
     def name(self) -> str:
         return f'{self.network.name} {self.form}'
 
+    def milliseconds(self, batch: int = 1) -> 'Spread | None':
+        return spread([1e3 * s / batch for s in self.seconds]) if self.seconds else None
 
-@dataclass(frozen=True)
-class Spread:
+
+class Spread(NamedTuple):
     """Median and quartiles."""
 
     median: float
@@ -67,10 +71,7 @@ class Spread:
 
 def spread(values: Sequence[float]) -> Spread:
     """Median and quartiles of a few values."""
-    if len(values) == 1:
-        return Spread(values[0], values[0], values[0])
-    low, median, high = statistics.quantiles(values, n=4, method='inclusive')
-    return Spread(median, low, high)
+    return Spread(*map(float, np.quantile(values, (0.5, 0.25, 0.75))))
 
 
 def speedup(base: Measurement, other: Measurement) -> Spread | None:
@@ -193,19 +194,3 @@ def _turn(call: Call, repeats: int, device: str, clock: Callable[[], float]) -> 
 def _synchronize(device: str) -> None:
     if torch.device(device).type == 'cuda':
         torch.cuda.synchronize(device)
-
-
-def deviation(first: Sequence[Tensor], other: Sequence[Tensor]) -> float | None:
-    """Largest difference of two lists of outputs, relative to the largest value of the first.
-
-    None if they are not of the same shapes: an exported segmentor gives labels, and a detector may
-    find another number of proposals in another precision.
-    """
-    if [t.shape for t in first] != [t.shape for t in other]:
-        return None
-    pairs = [
-        (a.detach().cpu().double(), b.detach().cpu().double())
-        for a, b in zip(first, other, strict=True)
-    ]
-    largest = max(float(a.abs().max()) for a, _ in pairs)
-    return max(float((a - b).abs().max()) for a, b in pairs) / max(largest, 1e-30)

@@ -10,33 +10,28 @@ from .speed import Measurement, Spread, speedup, spread
 
 def table(measurements: Sequence[Measurement], batch: int) -> str:
     """The table for people, in Markdown."""
-    start = measurements[0]
-    several = len({m.network.name for m in measurements}) > 1
-    training = any(m.memory for m in measurements)
-    firsts = {str(first.form) for first in _firsts(measurements)}
+    start, firsts = measurements[0], _firsts(measurements)
+    own_forms = {str(first.form) for first in firsts}
     # an exported file has no form but its own
-    own_name = f'x {firsts.pop()}' if len(firsts) == 1 else 'x first form'
+    own_name = f'x {own_forms.pop()}' if len(own_forms) == 1 else 'x first form'
     lines = []
-    for found, first in zip(measurements, _firsts(measurements), strict=True):
-        own, same = speedup(first, found), speedup(start, found)
-        ms = spread([1e3 * s / batch for s in found.seconds]) if found.seconds else None
+    for m, first in zip(measurements, firsts, strict=True):
         line = {
-            'network': found.network.name,
-            'form': str(found.form),
-            'input': 'x'.join(map(str, found.size)),
-            'params (M)': f'{found.parameters / 1e6:.1f}' if found.parameters else '-',
-            'ms / image': _show(ms, 1),
-            own_name: _show(own, 2),
+            'network': m.network.name,
+            'form': str(m.form),
+            'input': 'x'.join(map(str, m.size)),
+            'params (M)': f'{m.parameters / 1e6:.1f}' if m.parameters else '-',
+            'ms / image': _show(m.milliseconds(batch), 1),
+            own_name: _show(speedup(first, m), 2),
         }
-        if several:
-            line[f'x {start.name}'] = _show(same, 2)
-        if training:
-            line['memory (MB)'] = f'{found.memory / 1e6:.0f}' if found.memory else '-'
-        line['deviation'] = '-' if found.deviation is None else f'{found.deviation:.0e}'
+        if any(other.network is not start.network for other in measurements):
+            line[f'x {start.name}'] = _show(speedup(start, m), 2)
+        if any(other.memory for other in measurements):
+            line['memory (MB)'] = f'{m.memory / 1e6:.0f}' if m.memory else '-'
+        line['deviation'] = '-' if m.deviation is None else f'{m.deviation:.0e}'
         lines.append(line)
-    text = markdown(lines)
-    problems = [f'- {m.name}: {m.problem}' for m in measurements if m.problem]
-    return text + ('\n' + '\n'.join(problems) + '\n' if problems else '')
+    problems = [f'- {m.name}: {m.problem}\n' for m in measurements if m.problem]
+    return markdown(lines) + ''.join(['\n' * bool(problems), *problems])
 
 
 def rows(measurements: Sequence[Measurement], batch: int) -> list[dict[str, Any]]:
@@ -52,14 +47,10 @@ def rows(measurements: Sequence[Measurement], batch: int) -> list[dict[str, Any]
             parameters=m.parameters or None,
             rounds=len(m.seconds),
         )
-        for name, values in (
-            ('ms', spread([1e3 * s for s in m.seconds]) if m.seconds else None),
-            ('speedup', speedup(first, m)),
-        ):
-            for key in ('median', 'low', 'high'):
-                row[f'{name}_{key}'] = None if values is None else round(getattr(values, key), 4)
-        row.update(deviation=m.deviation, memory=m.memory, problem=m.problem)
-        found.append(row)
+        for name, values in (('ms', m.milliseconds()), ('speedup', speedup(first, m))):
+            for i, key in enumerate(Spread._fields):
+                row[f'{name}_{key}'] = None if values is None else round(values[i], 4)
+        found.append(dict(row, deviation=m.deviation, memory=m.memory, problem=m.problem))
     return found
 
 
@@ -79,19 +70,16 @@ def save(
         list[Path]: The files.
     """
     batch = settings['batch']
-    text = f'{title}\n\n{table(measurements, batch)}'
-    files = [out / 'speed.md', out / 'speed.csv', out / 'speed.json']
-    write(files[0], text)
+    files = [out / f'speed.{ending}' for ending in ('md', 'csv', 'json', 'png')]
+    write(files[0], f'{title}\n\n{table(measurements, batch)}')
     write_csv(files[1], rows(measurements, batch))
-    seconds = [
+    rounds = [
         dict(network=m.network.name, form=str(m.form), seconds=[round(s, 6) for s in m.seconds])
         for m in measurements
     ]
-    content = dict(environment=describe_machine(settings['device']), **settings, rounds=seconds)
-    write_json(files[2], content)
-    if plot(measurements, batch, out / 'speed.png', title):
-        files.append(out / 'speed.png')
-    return files
+    machine = describe_machine(settings['device'])
+    write_json(files[2], dict(environment=machine, **settings, rounds=rounds))
+    return files if plot(measurements, batch, files[3], title) else files[:3]
 
 
 def plot(measurements: Sequence[Measurement], batch: int, path: Path, title: str) -> bool:
@@ -100,9 +88,9 @@ def plot(measurements: Sequence[Measurement], batch: int, path: Path, title: str
     Networks appear at the size that their accuracy was published for, and nowhere else.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator
 
-    known = [m for m in measurements if m.seconds and m.network.accuracy and _at_its_size(m)]
+    known = [m for m in measurements if m.seconds and m.network.accuracy]
+    known = [m for m in known if m.size == m.network.size]
     forms = list(dict.fromkeys(m.form for m in known))
     if len({m.network.name for m in known}) < 2:
         return False
@@ -112,18 +100,15 @@ def plot(measurements: Sequence[Measurement], batch: int, path: Path, title: str
     axes = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
     for axis in axes[len(forms) :]:
         axis.remove()
-    most = max(1e3 * spread(m.seconds).median / batch for m in known)
     for form, axis in zip(forms, axes, strict=False):
         points = [m for m in known if m.form == form]
-        _draw(
-            [m for m in points if not m.network.ours], batch, axis, most, color='#34495e', fmt='s'
-        )
-        _draw([m for m in points if m.network.ours], batch, axis, most, color='#c0392b', fmt='o-')
+        _draw([m for m in points if not m.network.ours], batch, axis, color='#34495e', fmt='s')
+        _draw([m for m in points if m.network.ours], batch, axis, color='#c0392b', fmt='o-')
         axis.set_title(str(form), fontsize=10)
         axis.set_xscale('log')
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter('{x:g}')
-        axis.xaxis.set_minor_formatter('')
+        axis.xaxis.set_minor_formatter('{x:g}')
+        axis.tick_params(which='both', labelsize=7)
         axis.grid(True, which='both', color='#dddddd', linewidth=0.5)
         axis.margins(x=0.18, y=0.12)
     figure.supxlabel('milliseconds per image (median and quartiles)', fontsize=10)
@@ -134,21 +119,16 @@ def plot(measurements: Sequence[Measurement], batch: int, path: Path, title: str
     return True
 
 
-def _draw(points: Sequence[Measurement], batch: int, axis: Any, most: float, **style: Any) -> None:
+def _draw(points: Sequence[Measurement], batch: int, axis: Any, **style: Any) -> None:
     spreads = [spread([1e3 * s / batch for s in m.seconds]) for m in points]
     x, y = [s.median for s in spreads], [m.network.accuracy for m in points]
     error = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
     axis.errorbar(x, y, xerr=error, markersize=5, elinewidth=1, linewidth=1.2, **style)
     for m, here, top1 in zip(points, x, y, strict=True):
-        # ours beside the line between them; those at the right edge have no room beyond it
-        left = m.network.ours or here > 0.85 * most
-        place = (-6, 5) if m.network.ours else (-5 if left else 5, -11)
-        label = dict(textcoords='offset points', fontsize=8, color=style['color'])
-        axis.annotate(m.network.name, (here, top1), place, ha='right' if left else 'left', **label)
-
-
-def _at_its_size(measurement: Measurement) -> bool:
-    return measurement.size == measurement.network.size
+        # ours above the line between them, the others below their points
+        place, side = ((-6, 5), 'right') if m.network.ours else ((0, -12), 'center')
+        label = dict(textcoords='offset points', fontsize=8, color=style['color'], ha=side)
+        axis.annotate(m.network.name, (here, top1), place, **label)
 
 
 def _firsts(measurements: Sequence[Measurement]) -> list[Measurement]:

@@ -178,8 +178,7 @@ def unpack(path: Path, folder: Path, tops: Collection[str], force: bool = False)
         raise UsageError(f'{path} is damaged ({error or repr(error)})') from error
     for top in stage.glob('*'):
         if (folder / top.name).exists():
-            target = folder / top.name
-            shutil.copytree(top, target, dirs_exist_ok=True, copy_function=os.replace)
+            shutil.copytree(top, folder / top.name, dirs_exist_ok=True, copy_function=os.replace)
         else:
             top.rename(folder / top.name)
     shutil.rmtree(stage, ignore_errors=True)

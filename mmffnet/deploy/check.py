@@ -9,7 +9,7 @@ import cv2
 import mmcv
 import numpy as np
 import torch
-from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .runtimes import paste_masks, resize
 
@@ -99,14 +99,13 @@ def predict(model: Any, task: str, images: np.ndarray) -> dict[str, np.ndarray]:
     if task == 'segmentation':
         return dict(labels=torch.cat([r.pred_sem_seg.data for r in results]).numpy())
     found = [r.pred_instances for r in results]
-    most = max(map(len, found))
 
-    def padded(name: str, fill: float) -> np.ndarray:
-        values = [_padded(getattr(f, name), most, fill) for f in found]
-        return torch.stack(values).numpy()
+    def padded(name: str, fill: float = 0) -> np.ndarray:
+        values = [getattr(f, name) for f in found]
+        return pad_sequence(values, batch_first=True, padding_value=fill).numpy()
 
-    out = dict(boxes=padded('bboxes', 0), scores=padded('scores', 0), labels=padded('labels', -1))
-    return dict(out, masks=padded('masks', 0)) if 'masks' in found[0] else out
+    out = dict(boxes=padded('bboxes'), scores=padded('scores'), labels=padded('labels', -1))
+    return dict(out, masks=padded('masks')) if 'masks' in found[0] else out
 
 
 @contextmanager
@@ -153,11 +152,6 @@ def _sample(task: str, shape: Any) -> Any:
     return sample
 
 
-def _padded(values: Tensor, length: int, fill: float) -> Tensor:
-    rest = values.new_full((length - len(values), *values.shape[1:]), fill)
-    return torch.cat([values, rest])
-
-
 def deviations(
     expected: dict[str, np.ndarray], got: dict[str, np.ndarray], task: str
 ) -> dict[str, float]:
@@ -191,23 +185,21 @@ def _compare_detections(
     expected: dict[str, np.ndarray], got: dict[str, np.ndarray]
 ) -> dict[str, float]:
     """Pairs detections: runtimes may order those of almost equal scores otherwise."""
-    worst = dict.fromkeys(COUNTERPART, 0.0)
-    if 'masks' not in expected:
-        del worst['masks']
+    worst = {name: 0.0 for name in COUNTERPART if name in expected}
     total, paired = 0, 0
     for i, labels in enumerate(expected['labels']):
-        free = np.flatnonzero(got['labels'][i] >= 0).tolist()
+        ours, theirs = ({k: v[i] for k, v in values.items()} for values in (expected, got))
+        free = np.flatnonzero(theirs['labels'] >= 0).tolist()
         wanted = np.flatnonzero(labels >= 0).tolist()
         total += len(free) + len(wanted)
         for j in wanted:
-            distances = {k: _distances(expected, got, i, j, k) for k in free}
+            distances = {k: _distances(ours, theirs, j, k) for k in free}
             fitting = [k for k, d in distances.items() if _is_counterpart(d)]
-            if not fitting:
-                continue
-            best = min(fitting, key=lambda k: distances[k]['boxes'])
-            free.remove(best)
-            paired += 2
-            worst = {name: max(worst[name], distances[best][name]) for name in worst}
+            if fitting:
+                best = min(fitting, key=lambda k: distances[k]['boxes'])
+                free.remove(best)
+                paired += 2
+                worst = {name: max(worst[name], distances[best][name]) for name in worst}
     return dict(detections=1 - paired / total if total else 0.0, **worst)
 
 
@@ -216,15 +208,13 @@ def _is_counterpart(distances: dict[str, float]) -> bool:
 
 
 def _distances(
-    expected: dict[str, np.ndarray], got: dict[str, np.ndarray], i: int, j: int, k: int
+    ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], j: int, k: int
 ) -> dict[str, float]:
-    if expected['labels'][i, j] != got['labels'][i, k]:
+    if ours['labels'][j] != theirs['labels'][k]:
         return dict(boxes=float('inf'))
-    boxes = float(np.abs(expected['boxes'][i, j] - got['boxes'][i, k]).max())
-    scores = float(np.abs(expected['scores'][i, j] - got['scores'][i, k]))
-    found = dict(boxes=boxes, scores=scores)
-    if 'masks' in expected and _is_counterpart(found):
-        mask = expected['masks'][i, j]
-        pasted = paste_masks(got['masks'][i, k : k + 1], got['boxes'][i, k : k + 1], *mask.shape)
-        found['masks'] = float((mask != pasted[0]).sum() / max(mask.sum(), 1))
+    found = {n: float(np.abs(ours[n][j] - theirs[n][k]).max()) for n in ('scores', 'boxes')}
+    if 'masks' in ours and _is_counterpart(found):
+        mask, place = ours['masks'][j], slice(k, k + 1)
+        (pasted,) = paste_masks(theirs['masks'][place], theirs['boxes'][place], *mask.shape)
+        found['masks'] = float((mask != pasted).sum() / max(mask.sum(), 1))
     return found

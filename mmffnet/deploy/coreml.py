@@ -82,10 +82,9 @@ def _check_program(program: ExportedProgram, module: nn.Module, images: Tensor) 
     """What is given to the converter must compute what the module does."""
     with torch.no_grad():
         for out, expected in zip(program.module()(images), module(images), strict=True):
+            deviation = float((out != expected).double().mean())
             if out.is_floating_point():
                 deviation = float((out - expected).abs().max() / expected.abs().max())
-            else:
-                deviation = float((out != expected).float().mean())
             if not deviation <= TOLERANCE:
                 raise RuntimeError(f'its graph deviates by {deviation:.1e} from the model')
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from ..config_types import type_name
 from ..engine.models import find_legend, load_model
 from ..engine.runner import innermost_dataset
 from .check import TOLERANCES, deviations, draw_pictures, in_batches, predict, read_pictures
-from .formats import MIN_SIZE, write
-from .plain import Plain
+from .coreml import check_coreml
+from .formats import MIN_SIZE, write, write_int8
 from .reparameterize import refuse_existing
 from .runtimes import load_exported
 from .wrap import wrap
@@ -86,16 +87,11 @@ def export_config(
         format (str): A key of ``mmffnet_cli.FORMATS``.
         target (str, optional): The file to write. Defaults to None, which is the name of the
             config in the current folder.
-        backbone (bool): Export nothing but the backbone. Defaults to False.
-        batch (int, optional): A fixed number of pictures per call. Defaults to None, any number
-            where the format allows it.
-        size (Sequence[int], optional): A fixed height and width. Defaults to None, any size where
-            the format allows it.
         calibration (str, optional): A folder of pictures on which int8 is calibrated. Defaults to
             None, which exports float32.
         pictures (str, optional): A folder of pictures on which the file is compared. Defaults to
             None: synthetic ones, or those of the calibration.
-        force (bool): Replace what is there already. Defaults to False.
+        backbone, batch, size, force: As for :func:`export_model`.
 
     Raises:
         ValueError: If the model cannot be exported so, or the checkpoint does not fit.
@@ -107,7 +103,7 @@ def export_config(
     target = Path(target or f'{name}{FORMATS[format].suffix}')
     _check_target(target, format, force)
     if format == 'coreml':
-        batch, size = batch or 1, size or _natural_size(cfg)
+        batch, size = batch or 1, size or natural_size(cfg)
     # what wrap() goes by, before the weights are fetched
     detector = not backbone and {'roi_head', 'bbox_head'} & set(cfg.get('model') or {})
     _check_request('detection' if detector else None, format, batch, size)
@@ -120,8 +116,7 @@ def export_config(
         resize=resize,
         config=name,
     )
-    calibrate = read_pictures(calibration, resize, size, _MOST_CALIBRATION) if calibration else None
-    compare = read_pictures(pictures, resize, size, _MOST_COMPARED) if pictures else None
+    read = partial(read_pictures, resizing=resize, size=size)
     return export_model(
         model,
         target,
@@ -130,8 +125,8 @@ def export_config(
         backbone=backbone,
         batch=batch,
         size=size,
-        calibration=calibrate,
-        pictures=compare,
+        calibration=read(calibration, most=_MOST_CALIBRATION) if calibration else None,
+        pictures=read(pictures, most=_MOST_COMPARED) if pictures else None,
         force=force,
     )
 
@@ -149,7 +144,7 @@ def export_model(
     pictures: Sequence[np.ndarray] | None = None,
     force: bool = False,
 ) -> Report:
-    """Exports a model that has been built and loaded; otherwise as :func:`export_config`.
+    """Exports a model that has been built and loaded.
 
     Args:
         model (nn.Module): A detector, segmentor, classifier or backbone, on any device; left as it
@@ -159,8 +154,10 @@ def export_model(
         info (dict, optional): ``classes``, ``palette``, ``resize`` and ``config`` of the metadata.
             Defaults to None.
         backbone (bool): Export nothing but the backbone. Defaults to False.
-        batch (int, optional): A fixed number of pictures. Defaults to None.
-        size (Sequence[int], optional): A fixed height and width. Defaults to None.
+        batch (int, optional): A fixed number of pictures per call. Defaults to None, any number
+            where the format allows it.
+        size (Sequence[int], optional): A fixed height and width. Defaults to None, any size where
+            the format allows it.
         calibration (Sequence[np.ndarray], optional): Pictures (3, H, W), R, G, B, 0 to 255, on
             which int8 is calibrated. Defaults to None, which exports float32.
         pictures (Sequence[np.ndarray], optional): Pictures of the same form on which the file is
@@ -173,30 +170,37 @@ def export_model(
         raise ValueError(
             'what a file for CoreML gives for pictures is not compared: leave out --pictures'
         )
-    reference = model
+    reference: Any = model
     if model.training or any(p.device.type != 'cpu' for p in model.parameters()):
         # the comparison is made on the CPU, too: GPUs may round convolutions to TF32
         reference = copy.deepcopy(model).cpu().eval()
     module = wrap(reference, backbone)
     meta = _meta(module, format, batch, size, info or {}, int8=calibration is not None)
-    notes = _notes(reference, module)
+    notes = []
+    if module.task == 'segmentation' and (reference.test_cfg or {}).get('mode') == 'slide':
+        notes = ['note: the config tests in sliding windows; the file takes the picture as a whole']
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix='.export-') as folder:
         path = Path(folder, target.name)
         if calibration is not None:
-            from .quantize import write_int8
-
             write_int8(module, path, format, meta, calibration)
         else:
             write(module, path, format, meta)
-        compared = calibration if pictures is None else pictures
-        found, more = _compare(reference, module, path, format, meta, compared)
+        if format == 'coreml':
+            found = check_coreml(module, path, meta)
+            notes += [
+                'note: CoreML runs on Apple systems alone; inputs, outputs and weights were '
+                'compared, its results were not'
+            ]
+        else:
+            compared = calibration if pictures is None else pictures
+            found = _compare(reference, module.task, path, compared)
         for file in _files(path):
             place = target.with_name(file.name)
             if place.is_dir():
                 shutil.rmtree(place)
             file.replace(place)
-    return Report(target, meta, found, [*notes, *more])
+    return Report(target, meta, found, notes)
 
 
 def export_module(model: nn.Module, path: str | os.PathLike, shape: Sequence[int]) -> Path:
@@ -206,7 +210,7 @@ def export_module(model: nn.Module, path: str | os.PathLike, shape: Sequence[int
 
     Args:
         model (nn.Module): The module.
-        path (str): The file to write; its ending is that of a format.
+        path (str): The file to write; its ending tells the format.
         shape (Sequence[int]): (N, 3, H, W).
     """
     path = Path(path)
@@ -296,43 +300,23 @@ def _meta(
     return json.loads(json.dumps(meta))  # as it comes out of a file: lists, no tuples
 
 
-def _notes(model: Any, module: Plain) -> list[str]:
-    cfg = getattr(model, 'test_cfg', None) or {}
-    if module.task == 'segmentation' and cfg.get('mode') == 'slide':
-        return ['note: the config tests in sliding windows; the file takes the picture as a whole']
-    return []
-
-
 def _compare(
-    model: nn.Module,
-    module: Plain,
-    path: Path,
-    format: str,
-    meta: dict[str, Any],
-    pictures: Sequence[np.ndarray] | None,
-) -> tuple[dict[str, float], list[str]]:
-    """The largest deviations from the original model, and remarks.
+    model: nn.Module, task: str, path: Path, pictures: Sequence[np.ndarray] | None
+) -> dict[str, float]:
+    """The largest deviations from the original model.
 
     Raises:
         RuntimeError: If one of them is over its tolerance, or there is nothing to compare.
     """
-    if format == 'coreml':
-        from .coreml import check_coreml
-
-        return check_coreml(module, path, meta), [
-            'note: CoreML runs on Apple systems alone; inputs, outputs and weights were compared, '
-            'its results were not'
-        ]
     exported = load_exported(path)
+    meta = exported.meta
     tolerances = TOLERANCES[meta['precision']]
     worst: dict[str, float] = {}
     seen = False
     for images in _check_pictures(meta, pictures):
-        got = exported(images)
-        expected = predict(model, module.task, images)
-        found = deviations(expected, got, module.task)
-        seen = seen or module.task != 'detection' or bool((expected['labels'] >= 0).any())
-        for name, value in found.items():
+        expected = predict(model, task, images)
+        seen = seen or task != 'detection' or bool((expected['labels'] >= 0).any())
+        for name, value in deviations(expected, exported(images), task).items():
             # NaN is beyond every tolerance, and max() would lose it
             if name in tolerances and not value <= tolerances[name]:
                 raise RuntimeError(
@@ -347,7 +331,7 @@ def _compare(
             f'(score above {meta["score_threshold"]:g}) in the pictures of the comparison; train '
             f'the model, or give pictures in which it does (--pictures FOLDER); the file is removed'
         )
-    return worst, []
+    return worst
 
 
 def _check_pictures(
@@ -369,7 +353,7 @@ def _resizing(cfg: Config) -> list[dict[str, Any]]:
     return [s for s in found if s.get('scale_factor') != 1.0]
 
 
-def _natural_size(cfg: Config) -> tuple[int, int] | None:
+def natural_size(cfg: Config) -> tuple[int, int] | None:
     """The size that the config's pictures have, if they have one."""
     for step in reversed(_resizing(cfg)):
         crop = step.get('crop_size')

@@ -2,13 +2,13 @@
 
 import copy
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..checkpoint import save_atomically
 from ..engine.models import load_model
@@ -88,42 +88,42 @@ def refuse_existing(paths: Iterable[Path], force: bool) -> None:
 
 @torch.no_grad()
 def compare(reference: nn.Module, other: nn.Module, size: tuple[int, int] = (128, 160)) -> float:
-    """Returns the largest difference of two models' outputs on random data.
+    """Returns the deviation of two models' outputs on random data.
 
-    Relative to the largest output value. The models are in float64: then even what a detector
-    selects by score is the same on both sides.
+    The models are in float64: then even what a detector selects by score is the same on both sides.
     """
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 3, *size, generator=generator, dtype=torch.float64)
-    expected, outs = (_tensors(forward_tensors(model, image)) for model in (reference, other))
-    if not expected or [t.shape for t in expected] != [t.shape for t in outs]:
-        return float('inf')
-    a, b = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (expected, outs))
-    if not a.any():
+    expected, outs = (run_tensors(model, image) for model in (reference, other))
+    if expected and not any(tensor.any() for tensor in expected):
         raise RuntimeError('the model gives nothing but zeros on random data: nothing to compare')
-    return float((a - b).abs().max() / a.abs().max())  # NaN stays NaN
+    found = deviation(expected, outs)
+    return float('inf') if found is None else found
 
 
-def forward_tensors(model: nn.Module, image: Tensor) -> Any:
+def deviation(expected: Sequence[Tensor], outs: Sequence[Tensor]) -> float | None:
+    """Largest difference of two lists of outputs, relative to the largest value of the first.
+
+    None if they are not of the same shapes: an exported segmentor gives labels, and a detector may
+    find another number of proposals in another precision.
+    """
+    if not expected or [t.shape for t in expected] != [t.shape for t in outs]:
+        return None
+    a, b = (torch.cat([t.detach().cpu().double().flatten() for t in ts]) for ts in (expected, outs))
+    return float((a - b).abs().max() / a.abs().max().clamp(min=1e-30))  # NaN stays NaN
+
+
+def run_tensors(model: nn.Module, image: Tensor) -> list[Tensor]:
+    """Runs a backbone, or a model up to its raw outputs, and lists all tensors that it returns."""
     if not hasattr(model, 'data_preprocessor'):
-        return model(image)
-    if not hasattr(model, 'roi_head'):
-        return model(image, mode='tensor')
-    from mmdet.structures import DetDataSample
+        out = model(image)
+    elif not hasattr(model, 'roi_head'):
+        out = model(image, mode='tensor')
+    else:
+        from mmdet.structures import DetDataSample
 
-    # proposals are cut off at the image's border: the second stage needs to know where that is
-    shape = tuple(image.shape[-2:])
-    sample = DetDataSample(
-        metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=(1.0, 1.0))
-    )
-    return model(image, [sample], mode='tensor')
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return []
+        # proposals are cut off at the image's border: the second stage needs to know where it is
+        shape = tuple(image.shape[-2:])
+        sizes = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=(1.0, 1.0))
+        out = model(image, [DetDataSample(metainfo=sizes)], mode='tensor')
+    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]

@@ -5,14 +5,13 @@ neither the config nor mmdet, mmseg or mmpretrain is needed here.
 """
 
 import importlib
-import importlib.util
 import json
 import logging
 import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,10 +19,16 @@ from zipfile import BadZipFile
 
 import mmcv
 import numpy as np
+import torch
+import torch.nn.functional as F
 from mmcv import transforms
+from torch.export.passes import move_to_device_pass
 
 from mmffnet.errors import UsageError
 from mmffnet_cli import FORMATS, format_of
+
+with suppress(ImportError):
+    import torchvision  # noqa: F401 - detectors contain its operators
 
 #: The name of the metadata in every format
 META_KEY = 'mmffnet'
@@ -176,14 +181,13 @@ def load_exported(
     # ending in .onnx does not make it one, and every runtime has errors of its own
     try:
         with quiet():
-            text, make_run = _LOADERS[format](path, device, threads, precision)
+            text, run = _LOADERS[format](path, device, threads, precision)
     except (RuntimeError, BadZipFile) as error:
         reason = ' '.join(str(error).split())[:200]
         raise RuntimeError(f'cannot load {path} on {device}: {reason}') from error
     if not text:
         raise ValueError(f'{path} was not written by tools/export.py: it says nothing of its task')
-    meta = json.loads(text)
-    return Exported(path, meta, make_run(meta))
+    return Exported(path, json.loads(text), run)
 
 
 def resize(picture: np.ndarray, step: dict[str, Any]) -> np.ndarray:
@@ -231,9 +235,6 @@ def paste_masks(
     Returns:
         np.ndarray: (K, height, width) bool.
     """
-    import torch
-    import torch.nn.functional as F
-
     pasted = np.zeros((len(masks), height, width), bool)
     corners = torch.from_numpy(boxes.astype(np.float32))
     for mask, (x0, y0, x1, y1), out in zip(masks, corners, pasted, strict=True):
@@ -253,12 +254,8 @@ def paste_masks(
     return pasted
 
 
-def import_runtime(name: str, package: str | None = None) -> ModuleType:
+def import_runtime(name: str) -> ModuleType:
     """Imports a package that only exporting, or one format, needs.
-
-    Args:
-        name (str): The module.
-        package (str, optional): What to install for it. Defaults to None, which is the same name.
 
     Raises:
         ImportError: If it is not installed; says how to install it.
@@ -267,8 +264,7 @@ def import_runtime(name: str, package: str | None = None) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            f'this needs {package or name}, which cannot be imported ({error}): '
-            f'`pip install {package or name}`'
+            f'this needs {name}, which cannot be imported ({error}): `pip install {name}`'
         ) from error
 
 
@@ -317,7 +313,7 @@ def _is_not_of_onnxruntime(record: logging.LogRecord) -> bool:
     return record.levelno > logging.WARNING or 'onnxruntime' not in Path(record.pathname).parts
 
 
-def _load_onnx(path: Path, device: str, threads: int | None, _: str) -> tuple[str, Any]:
+def _load_onnx(path: Path, device: str, threads: int | None, _: str) -> tuple[str, _Run]:
     ort = import_runtime('onnxruntime')
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
@@ -337,14 +333,13 @@ def _load_onnx(path: Path, device: str, threads: int | None, _: str) -> tuple[st
     except (errors.InvalidProtobuf, errors.InvalidGraph, errors.Fail) as error:
         raise RuntimeError(str(error)) from error
     text = session.get_modelmeta().custom_metadata_map.get(META_KEY, '')
-
-    def make_run(meta: dict[str, Any]) -> _Run:
-        return lambda images: session.run(meta['outputs'], {meta['inputs'][0]: images})
-
-    return text, make_run
+    name = session.get_inputs()[0].name
+    return text, lambda images: session.run(None, {name: images})
 
 
-def _load_openvino(path: Path, device: str, threads: int | None, precision: str) -> tuple[str, Any]:
+def _load_openvino(
+    path: Path, device: str, threads: int | None, precision: str
+) -> tuple[str, _Run]:
     ov = import_runtime('openvino')
     if not path.with_suffix('.bin').is_file():
         raise FileNotFoundError(f'the weights {path.with_suffix(".bin")} of {path} are missing')
@@ -364,38 +359,24 @@ def _load_openvino(path: Path, device: str, threads: int | None, precision: str)
         settings['INFERENCE_NUM_THREADS'] = threads
     compiled = core.compile_model(model, name, settings)
     text = str(model.get_rt_info([META_KEY]).value) if model.has_rt_info([META_KEY]) else ''
-
-    def make_run(meta: dict[str, Any]) -> _Run:
-        def run(images: np.ndarray) -> list[np.ndarray]:
-            found = compiled(images)
-            return [np.array(found[output]) for output in meta['outputs']]
-
-        return run
-
-    return text, make_run
+    return text, lambda images: [np.array(out) for out in compiled(images).to_tuple()]
 
 
-def _load_torchscript(path: Path, device: str, threads: int | None, _: str) -> tuple[str, Any]:
-    import torch
-
-    _register_torchvision()
+def _load_torchscript(path: Path, device: str, threads: int | None, _: str) -> tuple[str, _Run]:
     extra = {f'{META_KEY}.json': ''}
     model = torch.jit.load(str(path), map_location=device, _extra_files=extra)
     if torch.device(device).type != 'cpu':
         _move_constants(model, device)
-    return _text(extra), _torch_runner(model, device, threads)
+    return _torch_runner(extra, model, device, threads)
 
 
 def _move_constants(model: Any, device: str) -> None:
     """Where the graph makes tensors, tracing has written down the device: the CPU."""
-    import torch
-
     like = torch.jit.trace(lambda x: x.to(device), torch.zeros(1)).graph
     (wanted,) = _device_constants(like)
     for module in model.modules():
         if module._c._has_method('forward'):
-            graph = module.graph
-            for node in _device_constants(graph):
+            for node in _device_constants(module.graph):
                 node.copyAttributes(wanted)
 
 
@@ -404,47 +385,29 @@ def _device_constants(graph: Any) -> list[Any]:
     return [node for node in nodes if node.output().type().kind() == 'DeviceObjType']
 
 
-def _load_pt2(path: Path, device: str, threads: int | None, _: str) -> tuple[str, Any]:
-    import torch
-    from torch.export.passes import move_to_device_pass
-
-    _register_torchvision()
+def _load_pt2(path: Path, device: str, threads: int | None, _: str) -> tuple[str, _Run]:
     extra = {f'{META_KEY}.json': ''}
     program = torch.export.load(path, extra_files=extra)
     if torch.device(device).type != 'cpu':
         program = move_to_device_pass(program, device)
-    return _text(extra), _torch_runner(program.module(), device, threads)
+    return _torch_runner(extra, program.module(), device, threads)
 
 
-def _text(extra: dict[str, Any]) -> str:
-    (value,) = extra.values()
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _register_torchvision() -> None:
-    """Detectors contain torchvision's operators, which are there once it is imported."""
-    if importlib.util.find_spec('torchvision'):
-        importlib.import_module('torchvision')
-
-
-def _torch_runner(model: Any, device: str, threads: int | None) -> Any:
-    import torch
-
+def _torch_runner(
+    extra: dict[str, Any], model: Any, device: str, threads: int | None
+) -> tuple[str, _Run]:
     if threads:
         torch.set_num_threads(threads)
 
-    def make_run(meta: dict[str, Any]) -> _Run:
-        @torch.inference_mode()
-        def run(images: np.ndarray) -> list[np.ndarray]:
-            outputs = model(torch.from_numpy(images).to(device))
-            return [output.cpu().numpy() for output in outputs]
+    @torch.inference_mode()
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        return [out.cpu().numpy() for out in model(torch.from_numpy(images).to(device))]
 
-        return run
-
-    return make_run
+    (text,) = extra.values()
+    return text.decode() if isinstance(text, bytes) else text, run
 
 
-_LOADERS: dict[str, Callable[[Path, str, int | None, str], tuple[str, Any]]] = {
+_LOADERS: dict[str, Callable[[Path, str, int | None, str], tuple[str, _Run]]] = {
     'onnx': _load_onnx,
     'openvino': _load_openvino,
     'torchscript': _load_torchscript,

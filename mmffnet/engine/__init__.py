@@ -1,37 +1,16 @@
 """Running configs; importing this registers the hooks and the optimizer constructor in mmengine."""
 
 from ..datasets.labels import LoadCheckedLabels
-from .hooks import (
-    AverageBuffersHook,
-    ChannelsLastHook,
-    ClsPicturesHook,
-    CompileHook,
-    ExactResumeHook,
-    FiniteLossHook,
-    FuseHook,
-    RawAndEMAHook,
-    SafeCheckpointHook,
-    SegPicturesHook,
-    WholeCheckpointHook,
-)
+from . import hooks
+from .hooks import *  # noqa: F403
 from .layer_decay import LayerDecayConstructor
 from .resume import find_checkpoint
 from .schedules import WarmupCosineLR
 
 __all__ = [
-    'AverageBuffersHook',
-    'ChannelsLastHook',
-    'ClsPicturesHook',
-    'CompileHook',
-    'ExactResumeHook',
-    'FiniteLossHook',
-    'FuseHook',
+    *hooks.__all__,
     'LayerDecayConstructor',
     'LoadCheckedLabels',
-    'RawAndEMAHook',
-    'SafeCheckpointHook',
-    'SegPicturesHook',
     'WarmupCosineLR',
-    'WholeCheckpointHook',
     'find_checkpoint',
 ]

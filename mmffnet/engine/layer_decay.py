@@ -132,19 +132,28 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
             ('layer', 'lr scale', 'weight decay', 'tensors', 'parameters', 'where')
         ]
         for (scale, weight_decay), group in ordered:
-            params.append(
-                dict(
-                    params=group['params'],
-                    lr=self.base_lr * scale,
-                    lr_scale=scale,
-                    weight_decay=weight_decay,
+            own = dict(lr=self.base_lr * scale, lr_scale=scale, weight_decay=weight_decay)
+            params.append(dict(params=group['params'], **own))
+            layers = dict.fromkeys((min(group['layers']), max(group['layers'])))
+            rows.append(
+                (
+                    '-'.join(map(str, layers)),
+                    f'{scale:.4g}',
+                    f'{weight_decay:g}',
+                    str(len(group['params'])),
+                    f'{sum(p.numel() for p in group["params"]):,}',
+                    _where(group['names']),
                 )
             )
-            rows.append(_row(scale, weight_decay, **group))
         if is_main_process():
             frozen = f' ({num_frozen} frozen tensors left out)' if num_frozen else ''
             title = f'Layer-wise decay {self.rate:g} of lr {self.base_lr:g}{frozen}'
-            print_log(f'{title}:\n{_table(rows)}', logger='current')
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+            lines = [
+                '  '.join([*(cell.rjust(w) for cell, w in zip(row, widths, strict=False)), row[-1]])
+                for row in rows
+            ]
+            print_log('\n'.join([f'{title}:', *lines]), logger='current')
 
     def _depths(self, model: nn.Module, backbones: dict[str, Any]) -> dict[str, tuple[int, int]]:
         """Layer and number of layers by the names of the parameters, of frozen ones too."""
@@ -233,25 +242,8 @@ def _check_custom_keys(custom_keys: Any) -> dict[str, dict[str, float]]:
     return {key: custom_keys[key] for key in sorted(custom_keys, key=lambda k: (-len(k), k))}
 
 
-def _row(
-    scale: float, weight_decay: float, params: list[Tensor], names: list[str], layers: list[int]
-) -> tuple[str, ...]:
-    first, last = min(layers), max(layers)
+def _where(names: list[str]) -> str:
+    """The module that all parameters are in, or else the parts of the model that they are in."""
     levels = zip(*(name.split('.') for name in names), strict=False)
     common = [level[0] for level in itertools.takewhile(lambda level: len(set(level)) == 1, levels)]
-    return (
-        str(first) if first == last else f'{first}-{last}',
-        f'{scale:.4g}',
-        f'{weight_decay:g}',
-        str(len(params)),
-        f'{sum(p.numel() for p in params):,}',
-        '.'.join(common) or ', '.join(dict.fromkeys(name.split('.')[0] for name in names)),
-    )
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    *widths, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
-    return '\n'.join(
-        '  '.join([*(cell.rjust(w) for cell, w in zip(row, widths, strict=False)), row[-1]])
-        for row in rows
-    )
+    return '.'.join(common) or ', '.join(dict.fromkeys(name.split('.')[0] for name in names))

@@ -29,6 +29,8 @@ from mmffnet_cli.paths import config_path
 
 from ..datasets.checks import BadSampleError, check_samples, find_missing_data, without_annotations
 from ..datasets.labels import check_labels
+from ..models import MixerBackbone
+from ..registry import MODELS
 from .hooks import ChannelsLastHook
 from .resume import find_checkpoint, settle_resume
 
@@ -96,7 +98,7 @@ def train_config(
     amp: bool = False,
     auto_scale_lr: bool = False,
     compile: bool = False,
-    channels_last: bool = False,
+    channels_last: bool | None = False,
 ) -> Config:
     """Apply the options of ``tools/train.py`` to a config, in place.
 
@@ -111,12 +113,14 @@ def train_config(
         auto_scale_lr (bool): Whether to scale the learning rate with the batch size. Defaults
             to False.
         compile (bool): Whether to compile backbone and neck. Defaults to False.
-        channels_last (bool): Whether to use the memory format channels_last. Defaults to False.
+        channels_last (bool, optional): Whether to use the memory format channels_last; None for
+            where it was measured to be faster. Defaults to False.
 
     Raises:
         UsageError: If data are missing, or an option does not fit the config.
     """
-    _check_data(cfg, 'train', 'val')
+    if missing := find_missing_data(cfg, 'train', 'val'):
+        raise UsageError(missing)
     if amp:
         if get_device() in ('cpu', 'mps'):
             raise UsageError('--amp needs a GPU: mmengine trains in full precision elsewhere')
@@ -134,7 +138,9 @@ def train_config(
     if resume is not None:
         _resume(cfg, resume)
     _add_training_hooks(cfg)
-    _add_speed_hooks(cfg, compile, channels_last)
+    kind = (cfg.get('optim_wrapper') or {}).get('type')
+    half = find_type(kind, OPTIM_WRAPPERS, cfg.get('default_scope')) is AmpOptimWrapper
+    _add_speed_hooks(cfg, compile, channels_last, half)
     return cfg
 
 
@@ -148,7 +154,7 @@ def test_config(
     tta: bool = False,
     fuse: bool = False,
     compile: bool = False,
-    channels_last: bool = False,
+    channels_last: bool | None = False,
 ) -> Config:
     """Apply the options of ``tools/test.py`` to a config, in place.
 
@@ -164,7 +170,8 @@ def test_config(
             has a ``tta_pipeline``. Defaults to False.
         fuse (bool): Whether to re-parameterise the model first. Defaults to False.
         compile (bool): Whether to compile backbone and neck. Defaults to False.
-        channels_last (bool): Whether to use the memory format channels_last. Defaults to False.
+        channels_last (bool, optional): Whether to use the memory format channels_last; None for
+            where it was measured to be faster. Defaults to False.
 
     Raises:
         UsageError: If data are missing, or an option does not fit the config.
@@ -181,13 +188,15 @@ def test_config(
         _show_predictions(cfg, show, show_dir, wait_time)
     if out:
         _keep_predictions(cfg, out)
-    _check_data(cfg, 'test')  # after the options that can do without labels
+    if missing := find_missing_data(cfg, 'test'):  # after the options that can do without labels
+        raise UsageError(missing)
     if fuse:
         # A checkpoint's weights are the averaged ones, and a fused model has nothing to swap with.
         hooks = cfg.get('custom_hooks') or []
         cfg.custom_hooks = [hook for hook in hooks if not _averages(cfg, hook)]
         _add_hook(cfg, 'FuseHook')
-    _add_speed_hooks(cfg, compile, channels_last)
+    half = bool((cfg.get('test_cfg') or {}).get('fp16'))
+    _add_speed_hooks(cfg, compile, channels_last, half)
     return cfg
 
 
@@ -302,12 +311,6 @@ def innermost_dataset(cfg: Config, part: str) -> ConfigDict:
     return dataset
 
 
-def _check_data(cfg: Config, *parts: str) -> None:
-    missing = find_missing_data(cfg, *parts)
-    if missing:
-        raise UsageError(missing)
-
-
 def _resume(cfg: Config, resume: str) -> None:
     if resume == 'auto':
         rank = _RANKS.get(cfg.get('launcher', 'none'))
@@ -355,11 +358,27 @@ def _add_hook(cfg: Config, name: str, **settings: Any) -> None:
         cfg.custom_imports = dict(imports, imports=['mmffnet', *modules])
 
 
-def _add_speed_hooks(cfg: Config, compile: bool, channels_last: bool) -> None:
+def _add_speed_hooks(cfg: Config, compile: bool, channels_last: bool | None, half: bool) -> None:
     if compile:
         _add_hook(cfg, 'CompileHook')
+    if channels_last is None:
+        channels_last = _is_faster_channels_last(cfg, half)
+        if channels_last and os.environ.get(_RANKS.get(cfg.get('launcher'), ''), '0') == '0':
+            text = 'the memory format channels_last is used, which is faster here; '
+            print_log(f'{text}--no-channels-last switches it off', 'current')
     if channels_last:
         _add_hook(cfg, 'ChannelsLastHook')
+
+
+def _is_faster_channels_last(cfg: Config, half: bool) -> bool:
+    """Whether the measurements in docs/speed.md say so of this model and device."""
+    backbone = (cfg.get('model') or {}).get('backbone') or {}
+    kind = find_type(backbone.get('type'), MODELS, cfg.get('default_scope'))
+    if not (isinstance(kind, type) and issubclass(kind, MixerBackbone)):
+        return False
+    if get_device() == 'cuda':
+        return half
+    return get_device() == 'cpu' and torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512')
 
 
 def _add_training_hooks(cfg: Config) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from ..checkpoint import NameMap, OfficialFile, add_family
 from ..registry import MODELS
 from .backbone import MixerBackbone
-from .layers import ConvNorm
+from .layers import ConvNorm, DepthwiseConv2d
 from .mixers import build_act
 
 _GATES = {
@@ -104,7 +104,7 @@ class LocalPerception(nn.Sequential):
         super().__init__(
             OrderedDict(
                 conv=ConvNorm(channels, channels, 1, norm_cfg=norm_cfg, bias=True),
-                dwconv=nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
+                dwconv=DepthwiseConv2d(channels, channels, 3, padding=1),
                 act=build_act(act_cfg),
                 project=nn.Conv2d(channels, channels, 1),
             )

@@ -7,7 +7,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from mmffnet.benchmark.memory import peak_memory
+from mmffnet.benchmark.profile import peak_memory
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,23 @@ def test_our_names():
     assert [y.shape[2] for y in maps] == [16, 8, 4, 2]
 
 
+@pytest.mark.parametrize(
+    ('name', 'side', 'accuracy'),
+    [
+        ('poolformer-s12', 224, 77.2),
+        ('casvit-xs', 224, 78.3),
+        ('casvit-l', 224, None),
+        ('transnext-micro-AAAA', 256, 82.6),
+        ('affnet-et', 256, 73.0),
+    ],
+)
+def test_families(name, side, accuracy):
+    network = find_network(name)
+    assert (network.size, network.accuracy, network.ours) == ((side, side), accuracy, False)
+    assert network.source.startswith('github.com/') == (accuracy is not None)
+    assert network.build('meta').arch == name.partition('-')[2]
+
+
 @pytest.mark.parametrize('name', ['resnet50', 'swin_tiny', 'fastvit_sa24', 'timm:resnet18'])
 def test_peers(name):
     pytest.importorskip('timm')
@@ -41,10 +58,11 @@ def test_all_peers_exist():
 
 
 @pytest.mark.parametrize('around', ['maskrcnn', 'upernet'])
+@pytest.mark.slow
 def test_around(around):
     pytest.importorskip('mmdet' if around == 'maskrcnn' else 'mmseg')
     pytest.importorskip('timm')
-    for name in ('nano', 'timm:resnet18'):
+    for name in ('nano', 'casvit-xs', 'timm:resnet18'):
         network = find_network(name, around)
         assert network.size == dict(maskrcnn=(800, 1344), upernet=(512, 512))[around]
         model = network.build('cpu')

@@ -2,19 +2,15 @@
 
 import os
 import socket
-import subprocess
-import sys
 import threading
 import types
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 import torch
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
-import mmffnet
 from mmffnet.checkpoint import files
 
 
@@ -109,19 +105,19 @@ def test_what_ends_too_early_is_not_kept(server, checkpoint, tmp_path, monkeypat
     assert files.download(checkpoint, tmp_path / 'kept').read_bytes() == whole
 
 
-def test_only_rank_0_downloads(server, checkpoint, tmp_path):
+@pytest.mark.dist
+def test_only_rank_0_downloads(server, checkpoint, toy, tmp_path):
     code = (
-        'import sys, torch.distributed as dist; from mmffnet.checkpoint import files\n'
-        'file, rank, url = sys.argv[1:]\n'
-        'dist.init_process_group("gloo", f"file://{file}", rank=int(rank), world_size=2)\n'
+        'import torch.distributed as dist; from mmffnet.checkpoint import files\n'
+        'dist.init_process_group("gloo", f"file://{file}", rank=rank, world_size=2)\n'
         'print(files.download(url))'
     )
-    args = [sys.executable, '-W', 'ignore', '-c', code, str(tmp_path / 'store')]
-    environment = {**os.environ, 'PYTHONPATH': str(Path(mmffnet.__file__).parents[1])}
+    known = dict(file=str(tmp_path / 'store'), url=checkpoint)
     ranks = [
-        subprocess.Popen([*args, rank, checkpoint], env=environment, stdout=subprocess.PIPE)
-        for rank in '01'
+        toy.Child(tmp_path / f'{i}.log', code, dict(known, rank=i), function=toy.run_code)
+        for i in range(2)
     ]
     for process in ranks:
-        assert process.communicate(timeout=200)[0].decode().strip().endswith('a.pth')
+        assert process.wait() == 0, process.text
+        assert process.text.strip().endswith('a.pth')
     assert server.requests == ['/a.pth']

@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 import mmffnet
-from mmffnet.models import FFNifiedAttention, SelfAttention
+from mmffnet.models import AggregatedAttention, FFNifiedAttention, SelfAttention
 from mmffnet_cli.paths import config_names
 
 CONFIGS = [name for name in config_names() if '/hybrid/' in name]
@@ -14,6 +14,7 @@ CONFIGS = [name for name in config_names() if '/hybrid/' in name]
 
 def test_what_is_there():
     assert CONFIGS == [
+        'detection/hybrid/maskrcnn_ffnet2-aggregated_coco.py',
         'detection/hybrid/maskrcnn_ffnet2-attention_coco.py',
         'segmentation/hybrid/semfpn_ffnet1-attention_ade20k.py',
     ]
@@ -35,7 +36,8 @@ def test_attention_in_the_last_stage(name, tmp_path):
         hybrid = MODELS.build(backbone)
     hybrid.init_weights()
     kinds = [type(stage.blocks[0].token_mixer) for stage in hybrid.stages]
-    assert kinds == [FFNifiedAttention] * 3 + [SelfAttention]
+    attention = AggregatedAttention if 'aggregated' in name else SelfAttention
+    assert kinds == [FFNifiedAttention] * 3 + [attention]
     state = plain.state_dict()
     loaded = [n for n, v in hybrid.state_dict().items() if n in state and torch.equal(v, state[n])]
     new = [n for n in hybrid.state_dict() if n not in loaded]

@@ -1,8 +1,7 @@
 """Layer-wise learning-rate decay: the groups, and what an optimizer step does to them."""
 
 import logging
-import subprocess
-import sys
+import re
 
 import pytest
 import torch
@@ -310,9 +309,9 @@ def test_mixed_precision():
 
 DISTRIBUTED = """
 import gc
-import sys
 import torch
 import torch.distributed as dist
+from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
 from mmffnet import FFNet
@@ -333,31 +332,27 @@ def step(rank):
     assert torch.equal(*steps)
     print('step', (weight - old).abs().median().item())
 
-rank, store = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 dist.init_process_group('gloo', init_method='file://' + store, rank=rank, world_size=2)
+MMLogger.get_instance('step')  # that of the process this one is forked from writes elsewhere
 step(rank)
 gc.collect()  # the group's threads end with the last that holds it, the model in this case
 dist.destroy_process_group()
 """
 
 
-def test_two_processes(tmp_path):
+@pytest.mark.dist
+def test_two_processes(toy, tmp_path):
+    known = dict(store=str(tmp_path / 'store'))
     processes = [
-        subprocess.Popen(
-            [sys.executable, '-c', DISTRIBUTED, str(rank), str(tmp_path / 'store')],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
+        toy.Child(tmp_path / f'{i}.log', DISTRIBUTED, dict(known, rank=i), function=toy.run_code)
+        for i in range(2)
     ]
-    results = [process.communicate(timeout=200) for process in processes]
-    for process, (out, err) in zip(processes, results, strict=True):
-        assert process.returncode == 0, err
-        step = float(out.splitlines()[-1].removeprefix('step'))
+    for process in processes:
+        assert process.wait() == 0, process.text
+        step = float(re.search(r'^step (.*)', process.text, re.MULTILINE)[1])
         assert step == pytest.approx(0.5**5, rel=1e-2)  # Adam's first step is the learning rate
-    assert [out.count('Layer-wise decay') for out, _ in results] == [1, 0]
+    assert [process.text.count('Layer-wise decay') for process in processes] == [1, 0]
 
 
 def from_config(tmp_path, scope, text):

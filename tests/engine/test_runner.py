@@ -203,6 +203,39 @@ def test_fast_forms(checkpoint):
     assert [hook.type for hook in train_config(Config(), **speed).custom_hooks] == robust + added
 
 
+@pytest.mark.parametrize(
+    ('found', 'half', 'backbone', 'expected'),
+    [
+        ('cuda', True, 'FFNet', True),
+        ('cuda', False, 'FFNet', False),
+        ('cuda', True, 'mmpretrain.ResNet', False),
+        ('AVX512', False, 'mmffnet.PoolFormer', True),
+        ('DEFAULT', False, 'FFNet', False),
+        ('mps', False, 'FFNet', False),
+    ],
+)
+def test_where_channels_last_is_the_default(
+    monkeypatch, checkpoint, found, half, backbone, expected
+):
+    device = found if found in ('cuda', 'mps') else 'cpu'
+    said: list[str] = []
+    monkeypatch.setattr(runner, 'print_log', lambda text, logger: said.append(text))
+    monkeypatch.setattr(runner, 'get_device', lambda: device)
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: found)
+    text = dict(
+        model=dict(backbone=dict(type=backbone)),
+        optim_wrapper=dict(type='AmpOptimWrapper' if half else 'OptimWrapper'),
+        test_cfg=dict(fp16=half),
+    )
+    for used, cfg in (
+        (expected, train_config(Config(text), channels_last=None)),
+        (expected, test_config(Config(text), checkpoint, channels_last=None)),
+        (False, train_config(Config(text), channels_last=False)),
+    ):
+        assert any(h.type == 'mmffnet.ChannelsLastHook' for h in cfg.custom_hooks) == used
+    assert len(said) == 2 * expected and all('--no-channels-last' in line for line in said)
+
+
 @pytest.fixture
 def one_process(tmp_path, monkeypatch):
     """A group of gloo that has this process alone."""

@@ -1,9 +1,11 @@
 """The two tools that write checkpoints, as a user runs them."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from mmengine.registry import MODELS
 
@@ -18,29 +20,39 @@ def run(tool, *args, cwd):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def assert_one_line(result, text):
-    assert result.returncode == 2
-    assert text in result.stderr
-    assert 'Traceback' not in result.stderr
-    assert len([line for line in result.stderr.splitlines() if 'error:' in line]) == 1
+@pytest.fixture
+def assert_one_line(monkeypatch, capsys, tmp_path):
+    """Asserts that a tool refuses its arguments, in this process: starting one takes long."""
+    monkeypatch.chdir(tmp_path)
+
+    def check(text, tool, *args):
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(tools_path(tool))['main'](args)
+        assert stopped.value.code == 2
+        error = capsys.readouterr().err
+        assert text in error
+        assert len([line for line in error.splitlines() if 'error:' in line]) == 1
+
+    return check
 
 
-def test_convert_names(tmp_path):
+@pytest.mark.slow
+def test_convert_names(assert_one_line, tmp_path):
     state = MODELS.build(dict(type='FFNet', arch=TINY)).state_dict()
     torch.save({'state_dict': state}, tmp_path / 'ours.pth')
     tool = 'model_converters/convert_names.py'
     result = run(tool, 'ours.pth', 'official.pth', '--to', 'official', cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert f'official.pth: {len(state)} tensors' in result.stdout
-    result = run(tool, 'official.pth', 'ours.pth', cwd=tmp_path)
-    assert_one_line(result, 'ours.pth exists already; give another name, or --force')
-    result = run(tool, 'official.pth', 'ours.pth', '--force', cwd=tmp_path)
-    assert result.returncode == 0
+    exists = 'ours.pth exists already; give another name, or --force'
+    assert_one_line(exists, tool, 'official.pth', 'ours.pth')
+    runpy.run_path(tools_path(tool))['main'](['official.pth', 'ours.pth', '--force'])
     back = torch.load(tmp_path / 'ours.pth', weights_only=True)['state_dict']
     assert list(back) == list(state) and all(torch.equal(back[k], state[k]) for k in state)
 
 
-def test_reparameterize(tmp_path):
+@pytest.mark.slow
+def test_reparameterize(assert_one_line, tmp_path):
     Path(tmp_path, 'config.py').write_text(
         f"custom_imports = dict(imports=['mmffnet'])\nmodel = dict(type='FFNet', arch={TINY!r})\n"
     )
@@ -61,12 +73,9 @@ def test_reparameterize(tmp_path):
     x = torch.rand(1, 3, 64, 64)
     for a, b in zip(fused(x), mmffnet.reparameterize(model)(x), strict=True):
         torch.testing.assert_close(a, b)
-    result = run('reparameterize.py', 'config.py', 'missing.pth', 'other.pth', cwd=tmp_path)
-    assert_one_line(result, 'missing.pth')
-    result = run('reparameterize.py', 'missing.py', 'weights.pth', 'other.pth', cwd=tmp_path)
-    assert_one_line(result, 'missing.py')
-    result = run('reparameterize.py', 'config.py', 'weights.pth', 'config.pth', cwd=tmp_path)
-    assert_one_line(result, 'in the place of')
-    result = run('reparameterize.py', 'config.py', 'weights.pth', 'other.py', cwd=tmp_path)
-    assert_one_line(result, 'cannot have the ending')
+    tool = 'reparameterize.py'
+    assert_one_line('missing.pth', tool, 'config.py', 'missing.pth', 'other.pth')
+    assert_one_line('missing.py', tool, 'missing.py', 'weights.pth', 'other.pth')
+    assert_one_line('in the place of', tool, 'config.py', 'weights.pth', 'config.pth')
+    assert_one_line('cannot have the ending', tool, 'config.py', 'weights.pth', 'other.py')
     assert not list(tmp_path.glob('other*'))

@@ -54,6 +54,7 @@ def images(folder):
     return json.loads((Path(folder) / 'predictions.json').read_text())['images']
 
 
+@pytest.mark.slow
 def test_command_line_without_a_display(place, tmp_path):
     """As a user runs it; what cannot be read is named, skipped, and told by the exit status."""
     hidden = ('DISPLAY', 'WAYLAND_DISPLAY')
@@ -136,7 +137,7 @@ def test_a_checkpoint_with_more_than_the_model(infer, place):
     raw['state_dict']['extra'] = torch.zeros(1)
     torch.save(raw, place / 'more.pth')
     said = []
-    handler = logging.Handler()
+    handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())
     logger = MMLogger.get_current_instance()
     logger.addHandler(handler)

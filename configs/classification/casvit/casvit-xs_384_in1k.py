@@ -5,11 +5,8 @@ _base_ = 'casvit-xs_in1k.py'
 model = dict(backbone=dict(drop_path_rate=0.0))
 load_from = 'mmffnet://casvit-xs'  # to be fetched by hand
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=384, backend='pillow', interpolation='bicubic'),
-    *_base_.train_pipeline[2:],
-]
+load, crop, *augment = _base_.train_pipeline
+train_pipeline = [load, dict(crop, scale=384), *augment]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(384, 384), backend='pillow', interpolation='bicubic'),

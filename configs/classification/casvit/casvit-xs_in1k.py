@@ -16,21 +16,7 @@ model = dict(
     train_cfg=None,  # neither mixup nor CutMix
 )
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(
-        type='RandAugment',
-        policies='timm_increasing',
-        num_policies=2,
-        total_level=10,
-        magnitude_level=9,
-        magnitude_std=0.5,
-        hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic'),
-    ),
-    dict(type='PackInputs'),
-]
+train_pipeline = [step for step in _base_.train_pipeline if step['type'] != 'RandomErasing']
 train_dataloader = dict(batch_size=128, drop_last=True, dataset=dict(pipeline=train_pipeline))
 
 optim_wrapper = dict(optimizer=dict(lr=6e-3), accumulative_counts=2)  # 8 GPUs x 128 x 2

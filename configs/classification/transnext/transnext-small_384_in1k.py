@@ -7,11 +7,8 @@ model = dict(
 )
 load_from = 'mmffnet://transnext-small'
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=384, backend='pillow', interpolation='bicubic'),
-    *_base_.train_pipeline[2:],
-]
+load, crop, *augment = _base_.train_pipeline
+train_pipeline = [load, dict(crop, scale=384), *augment]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(384, 384), backend='pillow', interpolation='bicubic'),

@@ -1,16 +1,14 @@
 """Mask R-CNN with AFFNet-ET and FPN on COCO, 1x (12 epochs).
 
 The official repository has code for such a detector, but its config is not public and the README has
-no result: the schedule is ours. The weights must be fetched by hand, see docs/mixers.md.
+no result: the recipe is that of PoolFormer. The weights must be fetched by hand, see docs/mixers.md.
 """
 
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_instance.py',
-    'mmdet::_base_/schedules/schedule_1x.py',
-    'mmdet::_base_/default_runtime.py',
+    '../../_base_/schedules/coco_1x.py',
 ]
-custom_imports = dict(imports=['mmffnet'], allow_failed_imports=False)
 
 model = dict(
     # the official networks take RGB between 0 and 1
@@ -23,9 +21,4 @@ model = dict(
         init_cfg=dict(type='Pretrained', checkpoint='mmffnet://affnet-et'),
     ),
     neck=dict(in_channels=[48, 64, 104, 144]),
-)
-
-# The recipe of the Mask R-CNNs of PoolFormer and CAS-ViT, for 8 GPUs x 2 images.
-optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=2e-4, betas=(0.9, 0.999), weight_decay=1e-4)
 )

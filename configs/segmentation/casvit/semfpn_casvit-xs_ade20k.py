@@ -4,14 +4,12 @@ The weights must be fetched by hand: the error that names them says where they a
 """
 
 _base_ = [
-    'mmseg::_base_/models/fpn_r50.py',
-    '../../_base_/ade20k.py',
+    '../../_base_/models/semantic-fpn.py',
+    '../../_base_/datasets/ade20k.py',
     '../../_base_/schedules/ade20k_40k.py',
 ]
 
 model = dict(
-    data_preprocessor=dict(size=(512, 512)),
-    pretrained=None,
     backbone=dict(
         _delete_=True,
         type='mmffnet.CASViT',
@@ -20,6 +18,5 @@ model = dict(
         init_cfg=dict(type='Pretrained', checkpoint='mmffnet://casvit-xs'),
     ),
     neck=dict(in_channels=[48, 56, 112, 220]),
-    decode_head=dict(num_classes=150),
 )
 train_dataloader = dict(batch_size=4)  # x 8 GPUs

@@ -8,9 +8,8 @@ from 800 pixels (`model.backbone.img_size=800 model.test_cfg.mode=whole`) or ext
 _base_ = [
     'mmseg::_base_/models/upernet_r50.py',
     'mmseg::_base_/datasets/ade20k.py',
-    '../../_base_/segmentation_160k.py',
+    '../../_base_/schedules/segmentation_160k.py',
 ]
-custom_imports = dict(imports=['mmffnet'], allow_failed_imports=False)
 
 model = dict(
     data_preprocessor=dict(size=(512, 512)),

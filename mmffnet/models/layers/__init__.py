@@ -1,5 +1,6 @@
 """Building blocks: convolutions and norms that fold, and norms over channels."""
 
+from .depthwise import DepthwiseConv2d
 from .fusible import (
     BRANCHES,
     ConvNorm,
@@ -17,6 +18,7 @@ __all__ = [
     'CHANNEL_LAYER_NORM',
     'ChannelLayerNorm',
     'ConvNorm',
+    'DepthwiseConv2d',
     'FusibleBlock',
     'MultiBranchDWConv',
     'NormConv',

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ..layers import ConvNorm, NormConv
+from ..layers import ConvNorm, DepthwiseConv2d, NormConv
 
 
 class _Gates(nn.Module):
@@ -61,8 +61,8 @@ class AdditiveAttention(nn.Module):
         )
         self.query = _Gates(channels, norm_cfg)
         self.key = _Gates(channels, norm_cfg)
-        self.similarity = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.project = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.similarity = DepthwiseConv2d(channels, channels, 3, padding=1)
+        self.project = DepthwiseConv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.qkv(x).chunk(3, 1)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ...registry import MODELS
 from ..arch import check_count, check_odd
-from ..layers import ChannelLayerNorm
 from ..layers.norm import in_format_of
 from ..stage import is_traced
 from .conv_glu import PointwiseLinear
@@ -155,7 +154,7 @@ class AggregatedAttention(_CosineQueries):
         self.key_value = PointwiseLinear(channels, 2 * channels)
         self.pool = nn.Conv2d(channels, channels, 1)
         self.act = nn.GELU()
-        self.pool_norm = ChannelLayerNorm(channels, eps=1e-5)
+        self.pool_norm = nn.LayerNorm(channels, eps=1e-5)
         self.local_bias = nn.Parameter(torch.empty(heads, taps))
         self.local_tokens = nn.Parameter(torch.empty(heads, self.head_dim, taps))
         self.local_token_bias = nn.Parameter(torch.zeros(heads, 1, taps))
@@ -168,8 +167,11 @@ class AggregatedAttention(_CosineQueries):
             constants(x, pooling, size, self.position.bins(size)).to(pooled.dtype)
             for size in map(int, x.shape[2:])
         )
-        pooled = self.pool_norm(in_format_of(x, rows @ pooled @ columns.T))
-        query, near, far = self.query(x), self.key_value(x), self.key_value(pooled)
+        pooled = rows @ pooled @ columns.T
+        # as tokens: compilers are wrong about the layout of the gradient of a map's norm
+        tokens = self.pool_norm(pooled.flatten(2).mT.contiguous())
+        far = F.linear(tokens, self.key_value.weight, self.key_value.bias)
+        query, near = self.query(x), self.key_value(x)
         with _full_precision(x):
             y = self._aggregate(x, query, near, far)
         return self.project(in_format_of(x, y.flatten(1, 2).to(query.dtype)))
@@ -178,7 +180,7 @@ class AggregatedAttention(_CosineQueries):
         dtype = torch.promote_types(query.dtype, torch.float32)
         height, width = map(int, x.shape[2:])
         inside, count = constants(x, window, height, width, self.window_size)
-        num_pooled = int(far.shape[2] * far.shape[3])
+        num_pooled = int(far.shape[1])
         parts, recompute = self.by_rows(x, num_pooled + len(inside))
 
         query = F.normalize(self.split(query, dtype), dim=2)
@@ -187,8 +189,11 @@ class AggregatedAttention(_CosineQueries):
         tokens = tokens.unflatten(3, (height, width))
         query = self.scale(query, (count + num_pooled).to(dtype).log())
         key, value = (self.split(t, dtype) for t in near.chunk(2, 1))
-        far_key, far_value = (self.split(t, dtype) for t in far.chunk(2, 1))
-        far_key = F.normalize(far_key, dim=2)
+        far_key, far_value = (
+            t.to(dtype).unflatten(2, (self.heads, self.head_dim)).transpose(1, 2)
+            for t in far.chunk(2, 2)
+        )
+        far_key = F.normalize(far_key, dim=3)
         margin = [self.window_size // 2] * 4
         key, value = F.pad(F.normalize(key, dim=2), margin), F.pad(value, margin)
 
@@ -196,13 +201,11 @@ class AggregatedAttention(_CosineQueries):
         # map: its logit is the logsumexp of theirs, in a channel more of queries and keys, and a
         # channel more of the values says how much of the attention it gets.
         channels = -(-(self.head_dim + 1) // 8) * 8  # fast kernels want multiples of 8
-        extra = far.new_zeros(far.shape[2] + 1, far.shape[3], channels, dtype=dtype)
-        extra[-1, 0, self.head_dim] = 1
-        more = (0, channels - self.head_dim, 0, 0, 0, 1)
-        far_key, far_value = (
-            (F.pad(t.permute(0, 1, 3, 4, 2), more) + extra).flatten(2, 3)
-            for t in (far_key, far_value)
-        )
+        columns = self.position.bins(width)
+        extra = far.new_zeros(num_pooled + columns, channels, dtype=dtype)
+        extra[num_pooled, self.head_dim] = 1
+        more = (0, channels - self.head_dim, 0, columns)
+        far_key, far_value = (F.pad(t, more) + extra for t in (far_key, far_value))
         bias = self.position(x, dtype, self.chunk_size, recompute).with_extra_key()
         local_bias = self.local_bias.to(dtype)[:, :, None, None]
         outs = []

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ...registry import MODELS
 from ..arch import check_odd
+from ..layers import DepthwiseConv2d
 from .build import build_act
 
 
@@ -47,9 +48,7 @@ class ConvGLU(nn.Module):
         if hidden < 1:
             raise ValueError(f'ConvGLU: expansion leaves no hidden channel, got {expansion!r}')
         self.expand = PointwiseLinear(channels, 2 * hidden)
-        self.dwconv = nn.Conv2d(
-            hidden, hidden, kernel_size, padding=kernel_size // 2, groups=hidden
-        )
+        self.dwconv = DepthwiseConv2d(hidden, hidden, kernel_size, padding=kernel_size // 2)
         self.act = build_act(act_cfg)
         self.project = PointwiseLinear(hidden, channels)
 

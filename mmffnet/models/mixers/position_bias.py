@@ -176,6 +176,7 @@ class PositionBias(nn.Module):
             return F.linear(F.relu(along[:, None] + across), *out)
 
         step = max(chunk // across.numel(), 1)
+        recompute |= step < len(dh) and torch.is_grad_enabled() and not is_traced(x)
         parts = [call(recompute, table, d, weight, across, *out) for d in dh.split(step)]
         values = torch.cat(parts).permute(2, 0, 1)  # heads, offsets of rows, offsets of columns
         taken = weighted(values, 2, columns, column_weights.to(dtype))

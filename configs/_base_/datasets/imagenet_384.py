@@ -1,9 +1,6 @@
-"""Fine-tuning at 384 x 384 for 30 epochs, on 8 GPUs with 64 images each: the official recipe.
+"""ImageNet at 384 x 384, 64 images on each of 8 GPUs; test images are not cropped."""
 
-The official runs are in mixed precision: `--amp`.
-"""
-
-_base_ = './imagenet_320e.py'
+_base_ = 'mmpretrain::_base_/datasets/imagenet_bs64_swin_256.py'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -35,11 +32,6 @@ test_pipeline = [
     dict(type='CenterCrop', crop_size=384),
     dict(type='PackInputs'),
 ]
-train_dataloader = dict(batch_size=64, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=64, drop_last=True, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=64, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-
-optim_wrapper = dict(optimizer=dict(lr=5e-6, weight_decay=1e-8))
-param_scheduler = []  # the learning rate is constant
-train_cfg = dict(max_epochs=30)
-auto_scale_lr = dict(base_batch_size=512)

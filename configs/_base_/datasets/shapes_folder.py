@@ -1,6 +1,5 @@
-"""The synthetic shapes with a label each, and a schedule that two CPU cores finish in minutes."""
+"""The synthetic shapes with a label each."""
 
-_base_ = 'mmpretrain::_base_/default_runtime.py'
 custom_imports = dict(
     imports=['mmffnet', 'mmffnet.datasets.shapes_cls'], allow_failed_imports=False
 )
@@ -44,21 +43,3 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(type='Accuracy', topk=(1, 2))
 test_evaluator = val_evaluator
-
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=8, val_interval=2)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
-    constructor='mmffnet.LayerDecayConstructor',
-    paramwise_cfg=dict(layer_decay_rate=1.0),  # the same for all layers
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=60),
-    dict(type='CosineAnnealingLR', T_max=8, by_epoch=True, convert_to_iter_based=True),
-]
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=2, max_keep_ckpts=2))
-custom_hooks = [dict(type='mmffnet.ChannelsLastHook')]  # a fifth faster on CPUs
-randomness = dict(seed=0)
-auto_scale_lr = dict(enable=False, base_batch_size=32)

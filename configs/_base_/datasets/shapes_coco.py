@@ -1,6 +1,5 @@
-"""The synthetic shapes in COCO format, with a schedule that two CPU cores finish in minutes."""
+"""The synthetic shapes in COCO format."""
 
-_base_ = 'mmdet::_base_/default_runtime.py'
 custom_imports = dict(
     imports=['mmffnet', 'mmffnet.datasets.shapes_det'], allow_failed_imports=False
 )
@@ -53,22 +52,3 @@ val_evaluator = dict(
     type='CocoMetric', ann_file=data_root + 'annotations/instances_val.json', metric=['bbox']
 )
 test_evaluator = val_evaluator
-
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=10, val_interval=2)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
-    constructor='mmffnet.LayerDecayConstructor',
-    paramwise_cfg=dict(layer_decay_rate=1.0),  # the same for all layers
-    clip_grad=dict(max_norm=10),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=60),
-    dict(type='CosineAnnealingLR', T_max=10, by_epoch=True, convert_to_iter_based=True),
-]
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=1, max_keep_ckpts=2))
-custom_hooks = [dict(type='mmffnet.ChannelsLastHook')]  # a fifth faster on CPUs
-randomness = dict(seed=0)
-auto_scale_lr = dict(enable=False, base_batch_size=8)

@@ -1,6 +1,7 @@
 """160k iterations with AdamW, as all segmentors of the paper."""
 
 _base_ = ['mmseg::_base_/schedules/schedule_160k.py', 'mmseg::_base_/default_runtime.py']
+custom_imports = dict(imports=['mmffnet'], allow_failed_imports=False)
 
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),

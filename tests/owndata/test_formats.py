@@ -1,0 +1,245 @@
+"""The same pictures in all formats give the same training set; what is wrong is said."""
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import labelled_pictures as labelled
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmffnet.errors import UsageError
+from mmffnet.owndata.convert import split_pictures, write_annotations
+from mmffnet.owndata.formats import index_mask, read_mask, read_own_data
+
+DETECTION = {
+    'coco': labelled.write_coco,
+    'labelme': labelled.write_labelme,
+    'yolo': labelled.write_yolo,
+    'voc': labelled.write_voc,
+}
+
+
+def training_set(root, out):
+    """By the names of pictures, the objects of what is written for the packages."""
+    data = read_own_data(root)
+    split_pictures(data)
+    found = {}
+    for split, path in write_annotations(data, out).items():
+        content = json.loads(Path(path).read_text())
+        names = {category['id']: category['name'] for category in content['categories']}
+        for image in content['images']:
+            assert (image['width'], image['height']) == (labelled.WIDTH, labelled.HEIGHT)
+            assert (data.root / image['file_name']).is_file()
+            found[Path(image['file_name']).stem] = (
+                split,
+                [
+                    (names[a['category_id']], a['bbox'], a.get('segmentation'), a['area'])
+                    for a in content['annotations']
+                    if a['image_id'] == image['id']
+                ],
+            )
+    return data, found
+
+
+@pytest.mark.parametrize('format', DETECTION)
+def test_detection_formats_agree(tmp_path, format):
+    data, found = training_set(DETECTION[format](tmp_path / 'data'), tmp_path / 'out')
+    assert (data.format, data.task) == (format, 'det' if format == 'voc' else 'instance')
+    assert sorted(data.classes) == sorted(labelled.CLASSES)
+    assert set(found) == set(labelled.PICTURES)
+    for name, (split, objects) in labelled.PICTURES.items():
+        assert found[name][0] == split
+        assert len(found[name][1]) == len(objects)
+        for (label, corners), (label_, box, outline, area) in zip(
+            objects, found[name][1], strict=True
+        ):
+            assert label_ == label
+            assert box == pytest.approx(labelled.box(corners), abs=2e-3)
+            if format != 'voc':
+                assert np.ravel(outline) == pytest.approx(np.ravel(corners), abs=1e-6)
+                x, y = np.transpose(corners)
+                exact = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
+                assert area == pytest.approx(exact, rel=0.1)
+
+
+@pytest.mark.parametrize('kind', ['index', 'palette', 'colour', 'binary'])
+def test_kinds_of_masks_agree(tmp_path, kind):
+    data = read_own_data(labelled.write_masks(tmp_path / 'data', kind))
+    assert (data.format, data.task) == ('masks', 'seg')
+    if kind == 'binary':
+        assert data.classes == ['background', 'foreground']
+    else:
+        assert len(data.classes) == 3
+    split_pictures(data)
+    files = write_annotations(data, tmp_path / 'out')
+    for split, path in files.items():
+        for line in Path(path).read_text().splitlines():
+            name = Path(line).stem
+            assert labelled.PICTURES[name][0] == split
+            expected = labelled.label_map(name)
+            if kind == 'binary':
+                expected = (expected > 0).astype(np.uint8)
+            if kind == 'colour':  # in the order of their numbers
+                expected = np.array([0, 2, 1], np.uint8)[expected]
+            written = np.asarray(Image.open(Path(path).parent / 'masks' / f'{line}.png'))
+            np.testing.assert_array_equal(written, expected)
+
+
+def test_folders(tmp_path):
+    data = read_own_data(labelled.write_folders(tmp_path / 'data'))
+    assert (data.format, data.task) == ('folders', 'cls')
+    assert data.classes == ['big dog', 'cat']
+    split_pictures(data)
+    files = write_annotations(data, tmp_path / 'out')
+    lines = Path(files['train']).read_text().splitlines()
+    assert sorted(lines) == ['train/big dog/a2.jpg 0', 'train/cat/a1.jpg 1', 'train/cat/a3.jpg 1']
+
+
+def test_numbers_of_masks_that_count_from_one(tmp_path):
+    root = labelled.write_masks(tmp_path / 'data')
+    (root / 'classes.txt').write_text('cat\nbig dog\n')
+    data = read_own_data(root)
+    assert data.values == {1: 0, 2: 1}
+    assert any('not labelled' in remark for remark in data.remarks)
+    mask = index_mask(read_mask(root / 'masks' / 'train' / 'a1.png'), data.values)
+    assert set(np.unique(mask)) == {0, 255}
+    (root / 'classes.txt').write_text('cat\n')
+    with pytest.raises(UsageError, match='the values 1, 2, which are none of the 1 classes'):
+        read_own_data(root)
+
+
+def test_labelme_shapes(tmp_path):
+    root = labelled.write_labelme(tmp_path)
+    shapes = [
+        dict(label='cat', points=[[30, 40], [10, 20]], shape_type='rectangle'),
+        dict(label='cat', points=[[40, 30], [50, 30]], shape_type='circle'),
+        dict(label='cat', points=[[4, 4], [5, 5]], shape_type='line'),
+    ]
+    (root / 'train' / 'a1.json').write_text(json.dumps(dict(shapes=shapes, imagePath='a1.jpg')))
+    data = read_own_data(root)
+    (picture,) = [p for p in data.pictures if p.path.stem == 'a1']
+    assert [thing['bbox'] for thing in picture.objects] == [
+        [10, 20, 20, 20],
+        pytest.approx([30, 20, 20, 20], abs=0.1),
+    ]
+    assert data.task == 'det'  # the rectangle has no outline
+    assert any('line' in remark for remark in data.remarks)
+
+
+def test_a_rotated_picture_has_the_size_that_is_shown(tmp_path):
+    root = labelled.write_labelme(tmp_path)
+    path = root / 'train' / 'a1.jpg'
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif)
+    data = read_own_data(root)
+    (picture,) = [p for p in data.pictures if p.path == path]
+    assert picture.size == (labelled.HEIGHT, labelled.WIDTH)
+    assert cv2.imread(str(path)).shape[:2] == picture.size[::-1]  # as it is loaded
+
+
+def test_names_of_all_kinds(tmp_path):
+    root = labelled.write_labelme(tmp_path / 'dätä with spaces')
+    target = root / 'train' / f'{"ü" * 100}.jpg'
+    shutil.move(root / 'train' / 'a1.jpg', target)
+    label = root / 'train' / 'a1.json'
+    label.write_text(label.read_text().replace('a1.jpg', target.name))
+    outside = labelled.save(tmp_path / 'elsewhere.jpg', labelled.draw('a2'))
+    (root / 'train' / 'a2.jpg').unlink()
+    (root / 'train' / 'a2.jpg').symlink_to(outside)
+    _, found = training_set(root, tmp_path / 'out')
+    assert found[target.stem][1] and found['a2'][1]
+
+
+def test_what_cannot_be_read(tmp_path):
+    with pytest.raises(UsageError, match='does not exist'):
+        read_own_data(tmp_path / 'none')
+    with pytest.raises(UsageError, match='holds no pictures'):
+        read_own_data(tmp_path)
+    labelled.save(tmp_path / 'a.jpg', labelled.draw('a1'))
+    with pytest.raises(UsageError, match='no labels'):
+        read_own_data(tmp_path)
+    with pytest.raises(UsageError, match='no labels of the format yolo'):
+        read_own_data(tmp_path, 'yolo')
+
+
+def test_two_formats_at_once(tmp_path):
+    labelled.write_labelme(labelled.write_yolo(tmp_path))
+    with pytest.raises(UsageError, match='labelme and yolo: say which with --format'):
+        read_own_data(tmp_path)
+    assert read_own_data(tmp_path, 'yolo').format == 'yolo'
+
+
+@pytest.mark.parametrize(
+    ('format', 'name', 'text', 'problem'),
+    [
+        ('coco', 'annotations/instances_val2017.json', '{"images": [1', 'no whole JSON file'),
+        (
+            'coco',
+            'annotations/instances_val2017.json',
+            '{"images": [{"id": 1}], "annotations": [], "categories": []}',
+            "not in COCO's format: KeyError: 'file_name'",
+        ),
+        ('labelme', 'train/a1.json', '{"shapes": [{}], "imagePath": "a1.jpg"}', 'shape is broken'),
+        ('yolo', 'train/labels/a1.txt', '0 0.5 0.5 0.1', r'a1\.txt, line 1'),
+        ('yolo', 'train/labels/a1.txt', '9 0.5 0.5 0.1 0.1', r'a1\.txt, line 1'),
+        ('voc', 'Annotations/a1.xml', '<annotation><object/></annotation>', 'whole bndbox'),
+        ('voc', 'Annotations/a1.xml', '<annotation>', r'a1\.xml is no Pascal VOC'),
+    ],
+)
+def test_a_broken_label_file_is_named(tmp_path, format, name, text, problem):
+    root = DETECTION[format](tmp_path)
+    (root / name).write_text(text)
+    with pytest.raises(UsageError, match=problem):
+        read_own_data(root)
+
+
+def test_labels_without_pictures(tmp_path):
+    root = labelled.write_labelme(tmp_path)
+    (root / 'train' / 'a1.jpg').unlink()
+    data = read_own_data(root)
+    assert any('1 pictures that are not there, a1.json' in text for text in data.remarks)
+
+
+class TestSplit:
+    @pytest.fixture
+    def data(self, tmp_path):
+        for i in range(20):
+            name = f'{"ab"[i % 2]}{i // 4}_{i}'
+            path = labelled.save(tmp_path / f'{name}.jpg', labelled.draw('a1'))
+            shapes = [dict(label='xy'[i == 3 or i == 5], points=[[1, 1], [9, 9], [1, 9]])]
+            path.with_suffix('.json').write_text(
+                json.dumps(dict(shapes=shapes, imagePath=path.name))
+            )
+        return read_own_data(tmp_path)
+
+    def test_a_fifth_with_all_classes(self, data):
+        text = split_pictures(data)
+        assert text == '16 pictures to train and 4 to validate, chosen by their names'
+        for split in ('train', 'val'):
+            names = {thing['category'] for p in data.part(split) for thing in p.objects}
+            assert names == {'x', 'y'}
+
+    def test_the_same_each_time(self, data):
+        again = read_own_data(data.root)
+        again.pictures.reverse()
+        for one in (data, again):
+            split_pictures(one)
+        assert {p.path for p in data.part('val')} == {p.path for p in again.part('val')}
+
+    def test_groups_stay_together(self, data):
+        split_pictures(data, r'([ab]\d)_')
+        groups = {p.path.name.split('_')[0]: set() for p in data.pictures}
+        for picture in data.pictures:
+            groups[picture.path.name.split('_')[0]].add(picture.split)
+        assert all(len(splits) == 1 for splits in groups.values())
+        assert {split for splits in groups.values() for split in splits} == {'train', 'val'}
+
+    def test_what_cannot_be_split(self, data):
+        with pytest.raises(UsageError, match='no regular expression'):
+            split_pictures(data, '(')
+        with pytest.raises(UsageError, match='1 group of pictures'):
+            split_pictures(data, '()')

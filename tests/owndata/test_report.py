@@ -1,0 +1,141 @@
+"""What is wrong with labelled pictures is found and said."""
+
+import shutil
+
+import cv2
+import labelled_pictures as labelled
+import numpy as np
+import pytest
+
+from mmffnet.owndata.convert import split_pictures
+from mmffnet.owndata.formats import read_own_data
+from mmffnet.owndata.report import examine, read_pictures
+
+
+def report_of(root, size=96):
+    data = read_own_data(root)
+    prints = read_pictures(data)
+    split_pictures(data)
+    return data, examine(data, size, prints)
+
+
+def rewrite(root, name, old, new):
+    path = root / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def root(tmp_path):
+    return labelled.write_labelme(tmp_path)
+
+
+def found(report, words):
+    return [text for text in report.odd if words in text]
+
+
+def test_nothing_to_say(root):
+    _, report = report_of(root)
+    assert report.fatal == []
+    assert report.odd == [
+        '1 pictures have no objects, and serve as examples of nothing: train/a4.jpg'
+    ]
+    assert report.tables['Classes, objects'] == [
+        ('class', 'training', 'validation'),
+        ('big dog', 2, 1),
+        ('cat', 2, 1),
+    ]
+    text = report.as_text()
+    assert 'big dog         2           1' in text
+    assert '<td>big dog</td><td>2</td>' in report.as_html()
+
+
+def test_sizes_against_strides(root):
+    _, report = report_of(root, size=48)  # half their size
+    rows = dict(report.tables['Sizes of objects, in pixels of a picture of 48'][1:])
+    sides = [
+        np.sqrt(np.prod(labelled.box(corners)[2:])) / 2
+        for _, objects in labelled.PICTURES.values()
+        for _, corners in objects
+    ]
+    assert rows['16 to 32'] == sum(16 <= side < 32 for side in sides)
+    assert rows['8 to 16'] == sum(8 <= side < 16 for side in sides)
+    assert not found(report, 'smaller than 8')
+    assert found(report_of(root, size=20)[1], 'objects are smaller than 8 pixels')
+
+
+def test_boxes(root):
+    rewrite(root, 'train/a1.json', '[24, 40]', '[24, 400]')
+    rewrite(
+        root,
+        'train/a2.json',
+        '[[50, 10], [90, 10], [90, 50], [70, 60]]',
+        '[[500,1],[5e2,9],[500.5,3]]',
+    )
+    rewrite(root, 'val/b1.json', '[[10, 20], [60, 20], [30, 56]]', '[[0,0],[96,0],[96,64],[0,64]]')
+    data, report = report_of(root)
+    assert (
+        '2 boxes reach out of their picture and are cut: train/a1.jpg' in found(report, 'reach')[0]
+    )
+    assert found(report, '1 boxes have less than a pixel')
+    assert found(report, '1 boxes cover their whole picture: val/b1.jpg')
+    boxes = {p.path.stem: [thing['bbox'] for thing in p.objects] for p in data.pictures}
+    assert boxes['a1'] == [[8, 8, 32, 56]]
+    assert boxes['a2'] == []
+
+
+def test_pictures_that_cannot_be_read(root):
+    (root / 'train' / 'a1.jpg').write_bytes(b'')
+    (root / 'train' / 'a2.jpg').write_bytes((root / 'train' / 'a3.jpg').read_bytes()[:200])
+    data, report = report_of(root)
+    assert found(report, '2 pictures cannot be read and are left out: train/a1.jpg, train/a2.jpg')
+    assert {p.path.stem for p in data.pictures} == {'a3', 'a4', 'b1', 'b2'}
+
+
+def test_unusual_pictures_are_read(root):
+    deep = cv2.imread(str(root / 'train' / 'a1.jpg')).astype(np.uint16) * 257
+    (root / 'train' / 'a1.jpg').unlink()
+    labelled.save(root / 'train' / 'a1.png', deep)
+    rewrite(root, 'train/a1.json', 'a1.jpg', 'a1.png')
+    from PIL import Image
+
+    Image.open(root / 'train' / 'a2.jpg').convert('CMYK').save(root / 'train' / 'a2.jpg')
+    data, report = report_of(root)
+    assert not found(report, 'cannot be read')
+    for name in ('a1.png', 'a2.jpg'):  # as mmcv loads them
+        assert cv2.imread(str(root / 'train' / name)).shape == (64, 96, 3)
+    assert len(data.pictures) == len(labelled.PICTURES)
+
+
+def test_copies_in_both_parts(root):
+    shutil.copy(root / 'train' / 'a2.jpg', root / 'val' / 'b2.jpg')
+    _, report = report_of(root)
+    (text,) = found(report, 'in training and validation as well')
+    assert 'train/a2.jpg, val/b2.jpg' in text
+
+
+def test_classes(root):
+    rewrite(root, 'val/b1.json', '"cat"', '"Cat "')
+    rewrite(root, 'val/b2.json', '"big dog"', '"wolf"')
+    _, report = report_of(root)
+    assert found(report, "the classes 'Cat ', 'cat' differ in spelling alone")
+    assert found(report, '2 classes have no example in training, and will not be found: Cat , wolf')
+    assert found(report, '2 classes have no example in validation')
+
+
+def test_nothing_to_train_with(root):
+    for path in (root / 'train').glob('*.json'):
+        path.unlink()
+    _, report = report_of(root)
+    assert report.fatal == ['nothing is labelled in the pictures for training']
+
+
+def test_masks(tmp_path):
+    root = labelled.write_masks(tmp_path)
+    _, report = report_of(root)
+    assert report.fatal == [] and report.odd == []
+    assert ('cat', 2, 1) in report.tables['Classes, pictures with it']
+    labelled.save(root / 'masks' / 'train' / 'a1.png', labelled.label_map('a1')[:50])
+    _, report = report_of(root)
+    assert report.fatal == ['masks/train/a1.png has 96 x 50 pixels, its picture 96 x 64']
