@@ -111,11 +111,14 @@ def find_examples(inferencer: Inferencer, dataset: Any, most: int = 12) -> list[
         (result,) = inferencer(info['img_path'], score_thr=0.5)
         panels = {'picture': result.image}
         if isinstance(result, Detections):
-            annotations = dataset.coco.load_anns(dataset.coco.get_ann_ids(img_ids=[info['img_id']]))
+            from pycocotools.coco import COCO  # mmdet requires it
+
+            coco = COCO(dataset.ann_file)
+            annotations = coco.loadAnns(coco.getAnnIds(imgIds=[info['img_id']]))
             boxes = np.array([one['bbox'] for one in annotations], np.float32).reshape(-1, 4)
             boxes[:, 2:] += boxes[:, :2]
             labels = np.array([one['category_id'] - 1 for one in annotations], int)
-            masks = [dataset.coco.annToMask(one).astype(bool) for one in annotations]
+            masks = [coco.annToMask(one).astype(bool) for one in annotations]
             truth = replace(
                 result,
                 boxes=boxes,
@@ -126,8 +129,7 @@ def find_examples(inferencer: Inferencer, dataset: Any, most: int = 12) -> list[
             panels |= {'truth': truth.paint_frame()}
         elif isinstance(result, Segmentation):
             # 0 is what nobody labelled
-            with Image.open(info['seg_map_path']) as image:
-                labels = np.asarray(image).astype(int) - 1
+            labels = np.asarray(Image.open(info['seg_map_path'])).astype(int) - 1
             panels |= {'truth': replace(result, labels=labels).paint_frame()}
         else:
             panels = {f'truth: {inferencer.legend.name(info["gt_label"])}': result.image}
