@@ -16,6 +16,8 @@ from .paths import config_names, config_path, tools_path
 TOOLS = {
     'train': 'train a model from a config',
     'test': 'evaluate a checkpoint',
+    'finetune': 'train on a folder of your own labelled pictures',
+    'report': 'test a trained model and write a page of results',
     'infer': 'run a model on pictures, folders, videos or a camera',
     'web': 'try a model on pictures in the browser',
     'export': 'write a model as ONNX, OpenVINO, CoreML or TorchScript',

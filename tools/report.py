@@ -1,0 +1,29 @@
+"""Test a trained model on the test pictures of its config and write a page of results."""
+
+from collections.abc import Sequence
+
+from mmffnet_cli import Parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    parser = Parser(prog=prog, description=__doc__)
+    parser.add_argument('config', help='a config file, or the name of one that mmffnet ships')
+    parser.add_argument('checkpoint', help='a checkpoint file or address')
+    parser.add_argument(
+        '--out', metavar='FILE', default='results.html', help='the page (default: results.html)'
+    )
+    parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' (default: the best there is)")
+    args = parser.parse_args(argv)
+    try:
+        from mmffnet.errors import UsageError
+        from mmffnet.owndata.finetune import write_report
+    except ImportError as error:
+        parser.error(f'mmffnet cannot be imported: {error}')
+    try:
+        print(f'results: {write_report(args.config, args.checkpoint, args.out, args.device)}')
+    except UsageError as error:
+        parser.error(str(error))
+
+
+if __name__ == '__main__':
+    main()
