@@ -181,7 +181,7 @@ class AFFNet(MixerBackbone):
 
     def __init__(
         self,
-        arch: str | dict,
+        arch: str | dict | None = None,
         *args: Any,
         block_norm_cfg: dict | None = None,
         output_stride: int = 32,

@@ -29,7 +29,8 @@ def resolve_arch(network: str, arch: Any, settings: dict[str, dict], defaults: d
             )
         arch = settings[arch]
     elif not isinstance(arch, dict):
-        raise ValueError(f'arch must be a name or a dict, got {type(arch).__name__}')
+        kind = 'nothing' if arch is None else type(arch).__name__
+        raise ValueError(f'{network}: arch must be a name or a dict, got {kind}')
     if not {'depths', 'channels'} <= set(arch) <= {'depths', 'channels', *defaults}:
         raise ValueError(
             f'an arch dict has depths and channels, and may have {", ".join(defaults)}; '

@@ -114,7 +114,7 @@ class MixerBackbone(BaseModule):
 
     def __init__(
         self,
-        arch: str | dict,
+        arch: str | dict | None = None,
         in_channels: int = 3,
         out_indices: int | Sequence[int] | str = 'default',
         out_norm_cfg: dict | str | None = 'default',

@@ -146,7 +146,7 @@ class TransNeXt(MixerBackbone):
 
     def __init__(
         self,
-        arch: str | dict,
+        arch: str | dict | None = None,
         *,
         bias: str = 'extrapolate',
         pretrain_size: int | None = None,

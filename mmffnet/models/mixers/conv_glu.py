@@ -44,7 +44,8 @@ class ConvGLU(nn.Module):
     ):
         super().__init__()
         check_odd('ConvGLU: kernel_size', kernel_size)
-        hidden = int(2 * int(channels * expansion) / 3)
+        number = isinstance(expansion, int | float)
+        hidden = int(2 * int(channels * expansion) / 3) if number else 0
         if hidden < 1:
             raise ValueError(f'ConvGLU: expansion leaves no hidden channel, got {expansion!r}')
         self.expand = PointwiseLinear(channels, 2 * hidden)
