@@ -1,4 +1,4 @@
-# make test | demo | demo-seg | demo-cls | lint. The first call makes .venv; `PYTHON=python3.11` chooses from what.
+# make test | test-fast | demo | demo-seg | demo-cls | lint | docs. The first call makes .venv; `PYTHON=python3.11` chooses from what.
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
@@ -6,10 +6,13 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 READY := $(VENV)/.ready
 
-.PHONY: test demo demo-seg demo-cls lint
+.PHONY: test test-fast demo demo-seg demo-cls lint docs
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+test-fast: $(READY)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m 'not (slow or export or dist)' $(PYTEST_ARGS)
 
 demo: $(READY)
 	$(VENV)/bin/python tools/demo.py detection $(DEMO_ARGS)
@@ -25,6 +28,11 @@ lint: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python tools/dev/check_metafiles.py
+
+docs: $(READY)
+	$(VENV)/bin/python tools/dev/operators_table.py
+	$(VENV)/bin/python tools/dev/versions_table.py
+	$(VENV)/bin/python tools/dev/results_tables.py
 
 $(READY): setup.py pyproject.toml requirements/pins.txt tools/dev/setup_env.sh
 	@PYTHON='$(PYTHON)' bash tools/dev/setup_env.sh '$(VENV)'

@@ -14,12 +14,16 @@ import reference_numbers
 import torch
 from mmengine.registry import DefaultScope
 
+if not torch.cuda.is_available():
+    os.environ['TRITON_INTERPRET'] = '1'  # read when triton is imported
+
 
 @pytest.fixture(scope='session', autouse=True)
 def _one_thread() -> None:
     # More threads gain little on small maps, and waiting for each other they take twenty times as
     # long when the machine is busy.
     torch.set_num_threads(1)
+    os.environ.setdefault('OMP_NUM_THREADS', '1')  # for the processes that tests start
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,12 @@
 """What the tests of the families' configs share: reading, building, and something to train on."""
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
@@ -14,6 +16,7 @@ from torch import nn
 import mmffnet
 from mmffnet_cli.paths import config_names
 
+ROOT = Path(__file__).parents[1]
 TASKS = {'detection': 'mmdet', 'segmentation': 'mmseg', 'classification': 'mmpretrain'}
 
 
@@ -24,6 +27,13 @@ def names_of(family: str) -> list[str]:
 
 def scope_of(name: str) -> str:
     return TASKS[name.partition('/')[0]]
+
+
+def metadata(name: str) -> dict[str, Any]:
+    """What the metafile says of a config."""
+    path = ROOT / 'configs' / Path(name).parent / 'metafile.yml'
+    models = yaml.safe_load(path.read_text())['Models']
+    return next(m['Metadata'] for m in models if m['Config'] == f'configs/{name}')
 
 
 @cache

@@ -66,6 +66,7 @@ print(mmcv._ext.__file__)
 """
 
 
+@pytest.mark.slow
 def test_mmcv_ops_asked_for_before_mmffnet_is_imported():
     first = 'try:\n    import mmcv.ops\nexcept ImportError:\n    pass\nimport mmffnet\n'
     names = 'mmdet', 'mmseg', 'mmpretrain'
@@ -84,6 +85,7 @@ def test_mmcv_ops_asked_for_before_mmffnet_is_imported():
             assert json.loads(packages)[name] == importlib.import_module(name).__version__
 
 
+@pytest.mark.slow
 def test_pth_file_alone_makes_mmdet_work(tmp_path):
     pytest.importorskip('mmdet')
     (tmp_path / 'mmffnet-ops.pth').write_text('import mmffnet_ops_hook\n')

@@ -62,6 +62,7 @@ print(json.dumps([before, state()]))
 """
 
 
+@pytest.mark.slow
 def test_an_import_changes_what_the_readme_says():
     run = subprocess.run(
         [sys.executable, '-W', 'ignore', '-c', SNAPSHOT], capture_output=True, text=True

@@ -273,6 +273,7 @@ def test_classes_of_the_data_set(lazy, tmp_path):
 
 
 @pytest.mark.parametrize('task', TASKS)
+@pytest.mark.export
 def test_exported_files_are_those_of_the_text_config(lazy, tmp_path, task):
     """With the steps that change the size of pictures, and the classes of the data set."""
     config, text, checkpoint = lazy(task)
@@ -297,12 +298,12 @@ def test_exported_files_are_those_of_the_text_config(lazy, tmp_path, task):
 def test_the_size_of_a_crop():
     from mmpretrain.datasets import CenterCrop
 
-    from mmffnet.deploy.export import _natural_size
+    from mmffnet.deploy.export import natural_size
 
     for kind in (CenterCrop, 'mmpretrain.CenterCrop', 'CenterCrop'):
         pipeline = [dict(type=kind, crop_size=48)]
         cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=pipeline))))
-        assert _natural_size(cfg) == (48, 48)
+        assert natural_size(cfg) == (48, 48)
 
 
 @pytest.mark.parametrize('task', ['segmentation', 'classification'])
@@ -366,6 +367,7 @@ def shrink(cfg, folder):
     return cfg
 
 
+@pytest.mark.slow
 def test_training_and_testing(tmp_path):
     """Of a lazy config, and of what mmengine writes down of it."""
     text = read_config('segmentation/semfpn_nano_shapes.py')

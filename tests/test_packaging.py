@@ -76,6 +76,7 @@ def ours(environment):
     return {path.name for path in environment.parent.glob('lib/*/site-packages/*mmffnet*')}
 
 
+@pytest.mark.slow
 def test_wheel_content(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -110,6 +111,7 @@ def test_wheel_content(wheel):
     assert '# mmffnet' in metadata.get_payload()
 
 
+@pytest.mark.slow
 def test_installed_wheel(wheel, environment, tmp_path):
     install(environment, wheel)
     assert 'mmffnet-ops.pth' in ours(environment)
@@ -124,6 +126,7 @@ def test_installed_wheel(wheel, environment, tmp_path):
     assert ours(environment) == set()
 
 
+@pytest.mark.slow
 def test_editable_install(checkout, environment, tmp_path):
     install(environment, '--editable', checkout)
     assert 'mmffnet-ops.pth' in ours(environment)
@@ -135,6 +138,7 @@ def test_editable_install(checkout, environment, tmp_path):
     assert ours(environment) == set()
 
 
+@pytest.mark.slow
 def test_the_pth_file_is_silent_without_its_module(wheel, environment, tmp_path):
     install(environment, wheel)
     (hook,) = environment.parent.glob('lib/*/site-packages/mmffnet_ops_hook.py')

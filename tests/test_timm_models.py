@@ -17,6 +17,7 @@ pytest.importorskip('mmffnet.timm_models')
 LIMIT = LIMITS['float64']
 
 
+@pytest.mark.slow
 def test_an_import_registers_them_and_waits_for_nothing(toy, tmp_path):
     code = (
         'import sys, mmffnet\n'

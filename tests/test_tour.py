@@ -10,6 +10,7 @@ import pytest
 NOTEBOOK = Path(__file__).parents[1] / 'demo' / 'tour.ipynb'
 
 
+@pytest.mark.slow
 def test_tour(tmp_path, monkeypatch):
     for package in ('mmdet', 'ipykernel'):
         pytest.importorskip(package, reason=f'the tour needs {package}: pip install {package}')

@@ -12,6 +12,8 @@ from mmffnet.checkpoint import read_checkpoint
 from mmffnet.engine import find_checkpoint, runner
 from mmffnet.models.ffnet import FFNET_NAMES
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip('mmpretrain')
 CONFIG = 'classification/ffnet_nano_shapes.py'
 AVERAGE = dict(type='mmffnet.RawAndEMAHook', momentum=0.3, update_buffers=True)

@@ -110,8 +110,8 @@ def _add_speed(tasks: Any) -> None:
         nargs='*',
         default=['ffnet2'],
         metavar='NETWORK',
-        help='ffnet2, poolformer-s12, resnet50, timm:NAME, a config, a file; ffnets and peers stand '
-        'for all of these (default: ffnet2)',
+        help='ffnet2, poolformer-s12, resnet50, timm:NAME, a config, a file; ffnets and peers '
+        'stand for all of these (default: ffnet2)',
     )
     parser.add_argument(
         '--forms',

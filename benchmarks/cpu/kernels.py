@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mmffnet.benchmark.report import environment, markdown, write, write_json
+from mmffnet.benchmark.report import device_name, environment, markdown, write, write_json
 from mmffnet.ops.depthwise import depthwise_conv2d
 
 # channels, height and width, kernel, stride, multiplier
@@ -90,7 +90,8 @@ def main() -> None:
     print(table)
     if args.out:
         write(args.out / 'kernels.md', table)
-        content = dict(environment=environment('cpu'), threads=args.threads, rows=rows)
+        content = dict(device=device_name('cpu'), threads=args.threads, rows=rows)
+        content['environment'] = environment('cpu')
         write_json(args.out / 'kernels.json', content)
 
 

@@ -1,4 +1,4 @@
-"""Semantic FPN with FFNet nano on ADE20K: small enough to train on a CPU."""
+"""Semantic FPN with FFNet nano on ADE20K: small enough to train on a CPU (not of the paper)."""
 
 _base_ = 'semfpn_ffnet1_ade20k.py'
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from mmffnet_cli import format_of
 
+from ..deploy.export import natural_size
 from ..deploy.runtimes import import_runtime, load_exported
 from ..engine.models import build_model
-from ..engine.runner import read_config
+from ..engine.runner import innermost_dataset, read_config
 from ..errors import UsageError
 from ..models import AFFNet, CASViT, FFNet, FFNetSeg, PoolFormer, TransNeXt, reparameterize
 from ..registry import MODELS
@@ -170,13 +171,16 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
     if around is not None:
         config, size = AROUND[around]
         return Network(name, partial(_build_around, config, backbone), size)
+    accuracy: float | None
     if peer:
         _, side, accuracy, source = peer
     else:
         accuracy = _published(name, side)
         source = repository if accuracy else ''
     build = partial(build_model, Config(dict(model=backbone)))
-    return Network(name, build, (side, side), accuracy, source, 'FFNet' in backbone['type'])
+    return Network(
+        name, build, (side, side), accuracy, source, backbone['type'].startswith('FFNet')
+    )
 
 
 def _find_exported(path: Path) -> Network:
@@ -213,14 +217,10 @@ def fuse(model: nn.Module) -> nn.Module:
 
 def input_size(cfg: Config) -> tuple[int, int]:
     """Height and width of a config's input, as it is cropped or, else, as it is tested."""
-    size = (cfg.model.get('data_preprocessor') or {}).get('size')
+    size = natural_size(cfg)
     if size:
-        return tuple(size)
-    loader = cfg.get('test_dataloader') or {}
-    for step in reversed((loader.get('dataset') or {}).get('pipeline') or ()):
-        if step.get('crop_size'):
-            crop = step['crop_size']
-            return (crop, crop) if isinstance(crop, int) else tuple(crop)
+        return size
+    for step in reversed(innermost_dataset(cfg, 'test').get('pipeline') or ()):
         if isinstance(step.get('scale'), list | tuple):
             # the longer side first; padded as networks with 32 as their largest stride need it
             width, height = (-(-side // 32) * 32 for side in step['scale'])

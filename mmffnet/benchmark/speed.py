@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmffnet_cli import FORMATS, format_of
 
+from ..deploy.reparameterize import deviation
 from .forms import RUNTIMES, Call, Form, prepare, prepare_exported, prepare_training
 from .networks import Network
 from .profile import peak_memory
@@ -193,19 +194,3 @@ def _turn(call: Call, repeats: int, device: str, clock: Callable[[], float]) -> 
 def _synchronize(device: str) -> None:
     if torch.device(device).type == 'cuda':
         torch.cuda.synchronize(device)
-
-
-def deviation(first: Sequence[Tensor], other: Sequence[Tensor]) -> float | None:
-    """Largest difference of two lists of outputs, relative to the largest value of the first.
-
-    None if they are not of the same shapes: an exported segmentor gives labels, and a detector may
-    find another number of proposals in another precision.
-    """
-    if [t.shape for t in first] != [t.shape for t in other]:
-        return None
-    pairs = [
-        (a.detach().cpu().double(), b.detach().cpu().double())
-        for a, b in zip(first, other, strict=True)
-    ]
-    largest = max(float(a.abs().max()) for a, _ in pairs)
-    return max(float((a - b).abs().max()) for a, b in pairs) / max(largest, 1e-30)

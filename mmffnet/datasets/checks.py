@@ -108,6 +108,14 @@ def _innermost(node: Any) -> Iterator[dict]:
         yield node
 
 
+def find_datasets(dataset: Any) -> Iterator[Any]:
+    """A data set and those inside of it, if it is a wrapper."""
+    yield dataset
+    for inner in [*getattr(dataset, 'datasets', ()), getattr(dataset, 'dataset', None)]:
+        if inner is not None:
+            yield from find_datasets(inner)
+
+
 def _names(dataset: dict) -> list[str]:
     """Annotation file and folders of pictures, as the config gives them."""
     prefix = dataset.get('data_prefix') or {}
@@ -156,7 +164,8 @@ def _build_dataloader(build: Callable, dataloader: Any, *args: Any, **kwargs: An
         raise
     if isinstance(loader.dataset, Sized) and not len(loader.dataset):
         raise _no_samples(dataloader)
-    _check_classes(loader.dataset)
+    for dataset in find_datasets(loader.dataset):
+        _check_classes(dataset)
     name_bad_samples(loader.dataset)
     return loader
 
@@ -192,9 +201,6 @@ def _check_classes(dataset: Any) -> None:
 
     mmdet numbers the labels by the file, and would call them by the names of other classes.
     """
-    for inner in [*getattr(dataset, 'datasets', ()), getattr(dataset, 'dataset', None)]:
-        if inner is not None:
-            _check_classes(inner)
     numbers = getattr(dataset, 'cat_ids', None)
     classes = list((getattr(dataset, 'metainfo', None) or {}).get('classes') or ())
     if not isinstance(numbers, list) or not classes:

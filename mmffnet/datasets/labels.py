@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..registry import TRANSFORMS
+from .checks import find_datasets
 
 _LOOKED_AT = 30  # label files that are read before anything else
 
@@ -147,17 +148,10 @@ def _build_dataloader(runner: Any, build: Callable, *args: Any, **kwargs: Any) -
     loader = build(*args, **kwargs)
     modules = runner.model.modules() if isinstance(runner.model, nn.Module) else ()  # not yet built
     ignored = {getattr(module, 'ignore_index', None) for module in modules}
-    for dataset in _segmentation_sets(loader.dataset):
-        check_dataset(dataset, [value for value in ignored if isinstance(value, int)])
+    for dataset in find_datasets(loader.dataset):
+        if hasattr(dataset, 'reduce_zero_label') and hasattr(dataset, 'get_data_info'):
+            check_dataset(dataset, [value for value in ignored if isinstance(value, int)])
     return loader
-
-
-def _segmentation_sets(dataset: Any) -> Iterator[Any]:
-    """mmseg's data sets inside of wrappers."""
-    for inner in [*getattr(dataset, 'datasets', ()), getattr(dataset, 'dataset', None)]:
-        yield from _segmentation_sets(inner) if inner is not None else ()
-    if hasattr(dataset, 'reduce_zero_label') and hasattr(dataset, 'get_data_info'):
-        yield dataset
 
 
 def check_dataset(dataset: Any, ignored: Sequence[int] = ()) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock  # torch requires it
 
 from ..checkpoint.files import atomic_path
 from ..download import check_space, download_file, file_size
@@ -116,8 +116,8 @@ def _fetch(
                 verify(path, one)
         except ConnectionError as error:
             lines = [
-                f'{other.name} ({(other.size or 0) / 1e9:.1f} GB) cannot be downloaded ({error}): '
-                f'fetch {other.url} by other means and put it at {store / other.name}'
+                f'{other.name} cannot be downloaded ({error}): fetch {other.url} by other means '
+                f'and put it at {store / other.name}'
                 for other in absent[absent.index(one) :]
             ]
             raise UsageError('\n'.join(lines)) from error

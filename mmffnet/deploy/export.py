@@ -103,7 +103,7 @@ def export_config(
     target = Path(target or f'{name}{FORMATS[format].suffix}')
     _check_target(target, format, force)
     if format == 'coreml':
-        batch, size = batch or 1, size or _natural_size(cfg)
+        batch, size = batch or 1, size or natural_size(cfg)
     # what wrap() goes by, before the weights are fetched
     detector = not backbone and {'roi_head', 'bbox_head'} & set(cfg.get('model') or {})
     _check_request('detection' if detector else None, format, batch, size)
@@ -353,7 +353,7 @@ def _resizing(cfg: Config) -> list[dict[str, Any]]:
     return [s for s in found if s.get('scale_factor') != 1.0]
 
 
-def _natural_size(cfg: Config) -> tuple[int, int] | None:
+def natural_size(cfg: Config) -> tuple[int, int] | None:
     """The size that the config's pictures have, if they have one."""
     for step in reversed(_resizing(cfg)):
         crop = step.get('crop_size')

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -88,20 +88,29 @@ def refuse_existing(paths: Iterable[Path], force: bool) -> None:
 
 @torch.no_grad()
 def compare(reference: nn.Module, other: nn.Module, size: tuple[int, int] = (128, 160)) -> float:
-    """Returns the largest difference of two models' outputs on random data.
+    """Returns the deviation of two models' outputs on random data.
 
-    Relative to the largest output value. The models are in float64: then even what a detector
-    selects by score is the same on both sides.
+    The models are in float64: then even what a detector selects by score is the same on both sides.
     """
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 3, *size, generator=generator, dtype=torch.float64)
     expected, outs = (run_tensors(model, image) for model in (reference, other))
-    if not expected or [t.shape for t in expected] != [t.shape for t in outs]:
-        return float('inf')
-    a, b = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (expected, outs))
-    if not a.any():
+    if expected and not any(tensor.any() for tensor in expected):
         raise RuntimeError('the model gives nothing but zeros on random data: nothing to compare')
-    return float((a - b).abs().max() / a.abs().max())  # NaN stays NaN
+    found = deviation(expected, outs)
+    return float('inf') if found is None else found
+
+
+def deviation(expected: Sequence[Tensor], outs: Sequence[Tensor]) -> float | None:
+    """Largest difference of two lists of outputs, relative to the largest value of the first.
+
+    None if they are not of the same shapes: an exported segmentor gives labels, and a detector may
+    find another number of proposals in another precision.
+    """
+    if not expected or [t.shape for t in expected] != [t.shape for t in outs]:
+        return None
+    a, b = (torch.cat([t.detach().cpu().double().flatten() for t in ts]) for ts in (expected, outs))
+    return float((a - b).abs().max() / a.abs().max().clamp(min=1e-30))  # NaN stays NaN
 
 
 def run_tensors(model: nn.Module, image: Tensor) -> list[Tensor]:

@@ -52,11 +52,7 @@ class OpenMMLabModel:
 
     Args:
         cfg (Config): From :func:`~mmffnet.engine.runner.read_config`.
-        checkpoint (str): A file or an address.
-        device (str, optional): Such as 'cpu' or 'cuda:1'. Defaults to None, the best there is.
-        fuse (bool): Whether to re-parameterise the network. Defaults to False.
-        tta (bool): Whether to average over augmented pictures; flipping only, unless the config
-            has a ``tta_pipeline``. Defaults to False.
+        checkpoint, device, fuse, tta: As for :class:`~.inferencer.Inferencer`.
 
     Raises:
         UsageError: If anything of this does not fit together.

@@ -1,25 +1,30 @@
 """Depthwise convolutions, and which implementation computes them.
 
 All implementations give the numbers of ``torch.nn.functional.conv2d`` within the rounding of the
-dtype. Which one runs is decided by a table; ``MMFFNET_KERNELS=plain`` or :func:`use_kernels` choose
-PyTorch's own everywhere. What is traced, exported, compiled or transformed always is PyTorch's own.
+dtype. Which one runs is decided by a table; ``MMFFNET_KERNELS`` or :func:`use_kernels` choose
+PyTorch's own everywhere (``plain``), or take Triton's into the table (``triton``). What is traced,
+exported, compiled or transformed always is PyTorch's own.
 docs/speed.md has the measurements.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._triton import has_triton, has_triton_package
 
 from .depthwise_cpu import depthwise_strips, has_depthwise_kernels, warn_of_bfloat16
 
 #: What ``MMFFNET_KERNELS`` may be
-KERNELS = ('plain', 'auto')
+KERNELS = ('plain', 'auto', 'triton')
 
 _chosen: ContextVar[str | None] = ContextVar('kernels', default=None)
 
@@ -33,15 +38,24 @@ class _Call:
     channels_last: bool
     size: tuple[int, int]
     kernel: tuple[int, int]
+    stride: tuple[int, int]
     padding: tuple[int, int]
     multiplier: int
     trains: bool  # whether the weight needs a gradient
+    triton: bool  # whether Triton is asked for
 
 
 @dataclass(frozen=True)
 class _Row:
     implementation: str
     fits: Callable[[_Call], bool]
+
+
+@functools.cache
+def _has_triton(device: str) -> bool:
+    if device == 'cpu':
+        return os.environ.get('TRITON_INTERPRET') == '1' and has_triton_package()
+    return device == 'cuda' and has_triton()
 
 
 def _lacks_weight_gradient(call: _Call) -> bool:
@@ -55,7 +69,20 @@ def _lacks_weight_gradient(call: _Call) -> bool:
 #   times backward.
 # - cuDNN computes a multiplier in channels_last with one launch for each group: 1,233 of the 2,500
 #   launches of a training step of FFNet-2. In NCHW PyTorch has one kernel for it.
+# - The Triton kernels have been run in the interpreter only, so they must be asked for.
 _TABLE = (
+    _Row(
+        'triton',
+        lambda call: (
+            call.triton
+            and call.channels_last
+            and call.dtype in (torch.float32, torch.bfloat16, torch.float16)
+            and call.stride[0] == call.stride[1] <= 2
+            and call.multiplier <= 2
+            and max(call.kernel) <= 9
+            and _has_triton(call.device)
+        ),
+    ),
     _Row(
         'strips',
         lambda call: (
@@ -97,12 +124,65 @@ def depthwise_conv2d(
     if _is_eager(x, weight):
         x, weight = _autocast(x), _autocast(weight)
         bias = None if bias is None else _autocast(bias)
-        implementation = _choose(x, weight, padding, kernels)
+        same = x.dtype == weight.dtype
+        implementation = _choose(x, weight, stride, padding, kernels) if same else 'plain'
+        if implementation == 'triton':
+            from .depthwise_triton import depthwise
+
+            return depthwise(x, weight, bias, stride[0], list(padding))
         if implementation == 'strips':
             return depthwise_strips(x, weight, bias, stride, padding)
         if implementation == 'repeat':
             return depthwise_repeat(x, weight, bias, stride, padding)
     return F.conv2d(x, weight, bias, stride, padding, 1, groups or x.shape[1])
+
+
+def depthwise_pair(
+    x: Tensor, large: nn.Conv2d, norm: nn.Module, small: nn.Conv2d, small_norm: nn.Module
+) -> Tensor | None:
+    """The sum of two depthwise convolutions of a map, each with its batch norm, in fused kernels.
+
+    Statistics of the batch are computed, and the running ones updated, as in the norms themselves;
+    with frozen statistics the two convolutions are merged into one.
+
+    Args:
+        x (Tensor): The map.
+        large (nn.Conv2d): A depthwise convolution without bias, 'same' padding.
+        norm (nn.Module): Its norm.
+        small (nn.Conv2d): Another one, of the same stride, with a smaller, square kernel.
+        small_norm (nn.Module): Its norm.
+
+    Returns:
+        Tensor, optional: None where the parts are to be called one by one.
+    """
+    if not _is_eager(x, large.weight, small.weight):
+        return None
+    weight, geometry = large.weight, (large.stride, large.padding)
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        return None
+    x = _autocast(x)  # the kernels take weights of any precision
+    if _choose(x, weight, *geometry) != 'triton':  # type: ignore[arg-type]
+        return None
+    if x.numel() <= 4 * x.shape[1]:  # there may be a single value a channel
+        return None
+    if not (_is_batch_norm(norm) and _is_batch_norm(small_norm)):
+        return None
+    if norm.training != small_norm.training:
+        return None
+    from .depthwise_triton import norm_pair
+
+    return norm_pair(x, large, norm, small, small_norm)
+
+
+def _is_batch_norm(norm: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether this is a batch norm that needs nothing from other processes."""
+    return (
+        isinstance(norm, _BatchNorm)
+        and norm.affine
+        and norm.track_running_stats
+        and type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+        and not (isinstance(norm, nn.SyncBatchNorm) and torch.distributed.is_initialized())
+    )
 
 
 def depthwise_repeat(
@@ -123,7 +203,8 @@ def use_kernels(kernels: str) -> Iterator[None]:
     """Chooses the implementations in this context, over ``MMFFNET_KERNELS``.
 
     Args:
-        kernels (str): ``'plain'`` for PyTorch's own, ``'auto'`` for the fastest that was measured.
+        kernels (str): ``'plain'`` for PyTorch's own, ``'auto'`` for the fastest that was measured,
+            ``'triton'`` for Triton where it can, and the same elsewhere.
     """
     token = _chosen.set(_check(kernels, 'kernels'))
     try:
@@ -153,13 +234,18 @@ def _is_eager(*tensors: Tensor) -> bool:
 def _autocast(x: Tensor) -> Tensor:
     """What autocast makes of the arguments of a convolution."""
     kind = x.device.type
-    known = torch.amp.is_autocast_available(kind)  # 'meta' has none
-    if x.dtype == torch.float64 or not (known and torch.is_autocast_enabled(kind)):
+    if x.dtype == torch.float64 or kind == 'meta' or not torch.is_autocast_enabled(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind))
 
 
-def _choose(x: Tensor, weight: Tensor, padding: tuple[int, int], kernels: str | None = None) -> str:
+def _choose(
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    kernels: str | None = None,
+) -> str:
     kernels = kernels or _chosen.get()
     if kernels is None:
         kernels = _check(os.environ.get('MMFFNET_KERNELS') or 'auto', 'MMFFNET_KERNELS')
@@ -167,7 +253,7 @@ def _choose(x: Tensor, weight: Tensor, padding: tuple[int, int], kernels: str | 
         _check(kernels, 'kernels')
     if x.dtype == torch.bfloat16 and x.device.type == 'cpu':
         warn_of_bfloat16()
-    if kernels == 'plain' or x.ndim != 4 or not x.numel() or x.dtype != weight.dtype:
+    if kernels == 'plain' or x.ndim != 4 or not x.numel():
         return 'plain'
     call = _Call(
         device=x.device.type,
@@ -175,8 +261,10 @@ def _choose(x: Tensor, weight: Tensor, padding: tuple[int, int], kernels: str | 
         channels_last=x.is_contiguous(memory_format=torch.channels_last),
         size=(x.shape[2], x.shape[3]),
         kernel=(weight.shape[2], weight.shape[3]),
+        stride=stride,
         padding=padding,
         multiplier=len(weight) // x.shape[1],
         trains=weight.requires_grad and torch.is_grad_enabled(),
+        triton=kernels == 'triton',
     )
     return next((row.implementation for row in _TABLE if row.fits(call)), 'plain')

@@ -125,7 +125,8 @@ def write_annotations(data: OwnData, out: Path) -> dict[str, str]:
 
 
 def _coco(data: OwnData, names: list[str], pictures: list[Picture]) -> dict[str, Any]:
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (name, picture) in enumerate(zip(names, pictures, strict=True), 1):
         width, height = picture.size
         images.append(dict(id=number, file_name=name, width=width, height=height))

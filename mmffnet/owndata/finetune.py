@@ -14,7 +14,6 @@ from mmengine.runner import Runner
 
 from mmffnet.engine import runner
 from mmffnet.errors import UsageError
-from mmffnet.inference import Inferencer
 
 from .convert import split_pictures, write_annotations
 from .formats import read_own_data
@@ -152,10 +151,10 @@ def write_report(config: str, checkpoint: str, page: str | Path, device: str | N
     seconds = time.perf_counter() - start
     report = page.with_name('data.html')
     logs = sorted(folder.glob('*/vis_data/scalars.json'))
-    weights = sum(
-        value.numel() for value in Inferencer(config, checkpoint).model.model.parameters()
-    )
-    facts = {'million parameters': f'{weights / 1e6:.2f}', 's for the test': f'{seconds:.0f}'}
+    facts = {
+        'million parameters': f'{results.parameters / 1e6:.2f}',
+        's for the test': f'{seconds:.0f}',
+    }
     commands = (
         f'mmffnet train {config}                # again, after changes\n'
         f'mmffnet infer {config} {checkpoint} PICTURES --out-dir predictions\n'

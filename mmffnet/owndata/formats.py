@@ -330,8 +330,8 @@ def _read_yolo(root: Path, files: list[Path], labels: list[Path]) -> OwnData:
     for split in _SPLITS:
         places = content.get(split) or []
         for place in [places] if isinstance(places, str) else places:
-            for picture in _yolo_pictures(root, path, str(content.get('path') or ''), place):
-                pictures.setdefault(picture, Picture(picture, split))
+            for found_ in _yolo_pictures(root, path, str(content.get('path') or ''), place):
+                pictures.setdefault(found_, Picture(found_, split))
     if not pictures:
         raise UsageError(f'{path}: no pictures are where train, val and test say')
     for picture in pictures.values():
@@ -508,11 +508,8 @@ def _read_masks(root: Path, files: list[Path], labels: list[tuple[Path, Path]]) 
 def read_mask(path: Path) -> np.ndarray:
     """(H, W) of numbers, or (H, W, 3) of colours; the indices of a picture with a palette."""
     with Image.open(path) as image:
-        if image.mode not in ('1', 'L', 'P', 'I', 'I;16'):
-            image = image.convert('RGB')
-        elif image.mode == '1':
-            image = image.convert('L')
-        mask = np.asarray(image)
+        modes = {'1': 'L', 'L': 'L', 'P': 'P', 'I': 'I', 'I;16': 'I;16'}
+        mask = np.asarray(image.convert(modes.get(image.mode, 'RGB')))
     if mask.ndim == 3 and (mask == mask[..., :1]).all():
         mask = mask[..., 0]
     return mask

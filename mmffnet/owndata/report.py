@@ -174,10 +174,10 @@ def _examine_boxes(data: OwnData, report: DataReport, size: int) -> None:
         )
     edges = [0, *_STRIDES, np.inf]
     counts = np.histogram(sides, edges)[0]
-    names = [f'below {_STRIDES[0]}', *(f'{a} to {b}' for a, b in itertools.pairwise(_STRIDES))]
+    bins = [f'below {_STRIDES[0]}', *(f'{a} to {b}' for a, b in itertools.pairwise(_STRIDES))]
     report.tables[f'Sizes of objects, in pixels of a picture of {size}'] = [
         ('size', 'objects'),
-        *zip([*names, f'{_STRIDES[-1]} and more'], counts.tolist(), strict=True),
+        *zip([*bins, f'{_STRIDES[-1]} and more'], counts.tolist(), strict=True),
     ]
     if len(sides) and counts[:2].sum() > 0.2 * len(sides):
         report.odd.append(

@@ -13,6 +13,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmffnet.engine.runner import innermost_dataset, read_config
 from mmffnet.errors import UsageError
 from mmffnet.inference import Inferencer
+from mmffnet.inference.models import OpenMMLabModel
 from mmffnet.visualization import Legend, paint_detections, paint_labels, paint_scores
 
 _IOU = 0.5  # where a detection counts as the object
@@ -44,6 +45,7 @@ class Results:
         curves (dict[str, tuple]): For each class recall and precision. Defaults to {}.
         worst (list[Example]): Pictures with the worst predictions. Defaults to [].
         others (list[Example]): Some pictures. Defaults to [].
+        parameters (int): Of the model. Defaults to 0.
     """
 
     task: str
@@ -54,6 +56,7 @@ class Results:
     curves: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     worst: list[Example] = field(default_factory=list)
     others: list[Example] = field(default_factory=list)
+    parameters: int = 0
 
 
 def evaluate(config: str, checkpoint: str, device: str | None = None) -> Results:
@@ -81,7 +84,11 @@ def evaluate(config: str, checkpoint: str, device: str | None = None) -> Results
     evaluate_task = dict(
         detection=_detection, segmentation=_segmentation, classification=_classification
     )[inferencer.task]
-    return evaluate_task(names, samples, predictions, inferencer.legend)
+    results = evaluate_task(names, samples, predictions, inferencer.legend)
+    if isinstance(inferencer.model, OpenMMLabModel):
+        network = inferencer.model.model
+        results.parameters = sum(parameter.numel() for parameter in network.parameters())
+    return results
 
 
 def _ratio(part: Any, whole: Any) -> np.ndarray:
@@ -206,7 +213,9 @@ def _masks(sample: dict, size: tuple[int, int]) -> np.ndarray:
 def _as_coco(samples: list[dict], predictions: list, number: int) -> tuple[Any, list[dict]]:
     from pycocotools.coco import COCO
 
-    images, annotations, found = [], [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for i, (sample, prediction) in enumerate(zip(samples, predictions, strict=True), 1):
         height, width = prediction.image.shape[:2]
         images.append(dict(id=i, height=height, width=width))

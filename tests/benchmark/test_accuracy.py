@@ -84,6 +84,7 @@ def test_what_is_missing(tmp_path, monkeypatch):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow
 def test_failing_going_on_and_resuming(toys, tmp_path):
     config, checkpoint, score = toys
     broken = tmp_path / 'broken.pth'

@@ -60,6 +60,7 @@ def nano():
         ('openvino+bf16', 0.1),
     ],
 )
+@pytest.mark.export
 def test_every_form_computes_the_same(nano, text, tolerance, tmp_path):
     form = parse_form(text)
     if form.runtime:

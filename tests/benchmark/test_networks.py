@@ -58,6 +58,7 @@ def test_all_peers_exist():
 
 
 @pytest.mark.parametrize('around', ['maskrcnn', 'upernet'])
+@pytest.mark.slow
 def test_around(around):
     pytest.importorskip('mmdet' if around == 'maskrcnn' else 'mmseg')
     pytest.importorskip('timm')

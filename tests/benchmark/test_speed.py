@@ -42,6 +42,7 @@ def test_everything_takes_its_turn_in_each_round(monkeypatch):
     assert len(said) == 3
 
 
+@pytest.mark.slow
 def test_time_of_others_can_be_left_out():
     class Waiting(Noted):
         def forward(self, x):
@@ -96,6 +97,7 @@ def test_training():
     assert all(m.memory > held + 4 * m.parameters for m in found)
 
 
+@pytest.mark.export
 def test_exported_files(tmp_path):
     pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')

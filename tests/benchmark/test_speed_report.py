@@ -16,9 +16,9 @@ from mmffnet.benchmark.speed import Measurement
 
 @pytest.fixture
 def measurements():
-    ours = Network('ours', nn.Identity, (256, 256), 82.0, 'here', ours=True)
-    bigger = Network('bigger', nn.Identity, (256, 256), 83.0, 'here', ours=True)
-    theirs = Network('theirs', nn.Identity, (224, 224), 81.0, 'there')
+    ours = Network('ours', nn.Identity, (256, 256), 82.0, ours=True)
+    bigger = Network('bigger', nn.Identity, (256, 256), 83.0, ours=True)
+    theirs = Network('theirs', nn.Identity, (224, 224), 81.0)
     unknown = Network('unknown', nn.Identity, (224, 224))
     eager, fused = Form(), Form(fused=True, channels_last=True)
     rows = []

@@ -105,6 +105,7 @@ def test_what_ends_too_early_is_not_kept(server, checkpoint, tmp_path, monkeypat
     assert files.download(checkpoint, tmp_path / 'kept').read_bytes() == whole
 
 
+@pytest.mark.dist
 def test_only_rank_0_downloads(server, checkpoint, toy, tmp_path):
     code = (
         'import torch.distributed as dist; from mmffnet.checkpoint import files\n'

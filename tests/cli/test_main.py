@@ -162,6 +162,7 @@ def test_env_finds_mixed_families(tmp_path, monkeypatch, capsys):
     assert re.search(r'^problem: .*mixed with the onedl fork', printed, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_without_mmengine(tmp_path):
     missing = "raise ModuleNotFoundError(\"No module named 'mmengine'\", name='mmengine')\n"
     (tmp_path / 'mmengine.py').write_text(missing)
@@ -243,6 +244,7 @@ def test_reader_that_has_enough(tmp_path):
     assert (done.returncode, done.stderr) == (0, '')
 
 
+@pytest.mark.slow
 def test_train_resume_and_test(toy):
     """The whole way, in a process of its own: mmengine's runner keeps global state."""
     code = (

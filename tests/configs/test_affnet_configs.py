@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from family_configs import TASKS, batch, build, names_of, read, scope_of, small
+from family_configs import ROOT, TASKS, batch, build, metadata, names_of, read, scope_of, small
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 
 import mmffnet
+from mmffnet.benchmark.flops import count
 from mmffnet.checkpoint import OFFICIAL_WEIGHTS
 
 CONFIGS = names_of('affnet')
@@ -42,7 +43,8 @@ def test_contract(name):
     assert isinstance(backbone, mmffnet.AFFNet) and backbone.arch == arch
     if name.startswith('classification/'):
         table = {'et': 1_436_264, 't': 2_654_232, 's': 5_568_696}
-        assert sum(p.numel() for p in model.parameters()) == table[arch]
+        parameters = sum(p.numel() for p in model.parameters())
+        assert parameters == table[arch] == metadata(name)['Parameters']
         return
     init = cfg.model.backbone.init_cfg
     assert OFFICIAL_WEIGHTS[init.checkpoint.removeprefix('mmffnet://')].by_hand
@@ -55,6 +57,7 @@ def test_contract(name):
 
 
 @pytest.mark.parametrize('name', [n for n in CONFIGS if '-et_' in n])
+@pytest.mark.slow
 def test_trains(name):
     cfg = small(name)
     cfg.model.backbone.norm_cfg = None
@@ -71,6 +74,11 @@ def test_trains(name):
     assert all(p.isfinite().all() for p in after.values())
 
 
+def test_flops_of_the_smallest():
+    name = 'classification/affnet/affnet-et_in1k.py'
+    assert count(build(name, read(name), 'cpu'), (256, 256)).macs == metadata(name)['FLOPs']
+
+
 def test_weights_that_no_program_can_fetch():
     """The error says where they are."""
     name = 'detection/affnet/maskrcnn_affnet-et_coco.py'
@@ -80,9 +88,8 @@ def test_weights_that_no_program_can_fetch():
 
 
 def test_metafiles_name_the_configs():
-    root = Path(mmffnet.config_path(CONFIGS[0])).parents[3]
     listed = []
     for task in TASKS:
-        metafile = yaml.safe_load((root / f'configs/{task}/affnet/metafile.yml').read_text())
+        metafile = yaml.safe_load((ROOT / f'configs/{task}/affnet/metafile.yml').read_text())
         listed += [model['Config'].removeprefix('configs/') for model in metafile['Models']]
     assert sorted(listed) == sorted(CONFIGS)

@@ -79,7 +79,7 @@ def optimizer(cfg, model):
 
 
 def test_what_is_there():
-    others = ['ffnet3_384', 'ffnet4_384', 'ffnetseg']
+    others = ['ffnet3_384', 'ffnet4_384', 'ffnet_nano', 'ffnetseg']
     names = [*FFNETS, *[f'{n}_distilled' for n in FFNETS], *others]
     assert sorted(CONFIGS) == sorted(f'classification/{n}_in1k.py' for n in names)
 
@@ -88,8 +88,8 @@ def test_what_is_there():
 def test_contract(name):
     text = Path(mmffnet.config_path(name)).read_text()
     assert len(text.splitlines()) <= 40
-    arch = Path(name).name.partition('_')[0]
-    label = 'FFNetSeg' if arch == 'ffnetseg' else arch.replace('ffnet', 'FFNet-')
+    arch = 'nano' if '_nano_' in name else Path(name).name.partition('_')[0]
+    label = dict(ffnetseg='FFNetSeg', nano='FFNet nano').get(arch, arch.replace('ffnet', 'FFNet-'))
     assert label in ast.get_docstring(ast.parse(text))
     cfg = read(name)
     assert cfg.custom_imports == dict(imports=['mmffnet'], allow_failed_imports=False)
@@ -104,6 +104,7 @@ def test_contract(name):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.slow
 def test_trains_and_predicts(name, tmp_path):
     cfg = read(name)
     backbone = cfg.model.backbone
@@ -208,7 +209,8 @@ def test_optimizer_and_its_groups(name):
     }
     assert {key: decay[id(param)] for key, param in model.named_parameters()} == expected
     scales = [value for key, value in expected.items() if key.endswith('scale')]
-    assert bool(scales) == ('1' not in name[:23] and '2' not in name[:23]) and all(scales)
+    without = re.search('ffnet1|ffnet2|nano', name)
+    assert bool(scales) == (without is None) and all(scales)
 
 
 @pytest.mark.parametrize('name', OFFICIAL)

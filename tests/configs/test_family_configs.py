@@ -3,13 +3,16 @@
 import re
 from pathlib import Path
 
+import cv2
 import families
+import numpy as np
 import pytest
 import torch
 import yaml
-from family_configs import TASKS, batch, build, names_of, read, scope_of, small
+from family_configs import ROOT, TASKS, batch, build, metadata, names_of, read, scope_of, small
+from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmffnet
@@ -24,7 +27,6 @@ SEGMENTORS = [name for name in CONFIGS if name.startswith('segmentation/')]
 CLASSIFIERS = [name for name in CONFIGS if name.startswith('classification/')]
 #: The smallest network in each system
 SMALLEST = [n for n in CONFIGS if re.search(r'-(s12|xs|micro)_(?!384)|/(mask|uper).*-tiny_', n)]
-ROOT = Path(mmffnet.config_path(CONFIGS[0])).parents[3]
 
 
 def family_of(name):
@@ -33,13 +35,6 @@ def family_of(name):
 
 def arch_of(name):
     return re.search(r'(?:poolformer|casvit|transnext)-([\w-]+?)_', name)[1]
-
-
-def metadata(name):
-    """What the metafile says of a config."""
-    path = ROOT / 'configs' / Path(name).parent / 'metafile.yml'
-    models = yaml.safe_load(path.read_text())['Models']
-    return next(m['Metadata'] for m in models if m['Config'] == f'configs/{name}')
 
 
 def test_what_is_there():
@@ -217,6 +212,55 @@ def test_recipe_of_the_classifiers(name):
     assert (cfg.model.train_cfg is None) == ('casvit' in name)
     assert cfg.optim_wrapper.get('clip_grad') == (
         dict(max_norm=1.0) if 'transnext' in name else None
+    )
+
+
+@pytest.mark.parametrize('name', [n for n in CLASSIFIERS if 'casvit-xs' in n])
+def test_rates_of_casvit(name):
+    """The rate rises from 0 for 20 epochs of 10 steps here."""
+    cfg = read(name)
+    params = [torch.nn.Parameter(torch.zeros(1))]
+    rate = cfg.optim_wrapper.optimizer.lr
+    adamw = torch.optim.AdamW(params, lr=rate)
+    schedulers = [
+        PARAM_SCHEDULERS.get(s.pop('type')).build_iter_from_epoch(
+            optimizer=adamw, epoch_length=10, **{k: v for k, v in s.items() if k[:7] != 'convert'}
+        )
+        for s in cfg.param_scheduler
+    ]
+    params[0].grad = torch.zeros(1)
+    found = []
+    for _ in range(10 * cfg.train_cfg.max_epochs):
+        found.append(adamw.param_groups[0]['lr'])
+        adamw.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    assert found[0] < 1e-5 * rate and found[100] == pytest.approx(rate / 2, rel=0.01)
+    assert found[200] == pytest.approx(rate, rel=0.01)
+    if '384' in name:
+        assert found[200:] == pytest.approx([5e-5] * 100)
+    else:
+        assert found[1600] == pytest.approx(3e-3, rel=0.01)
+        assert found[-1] == pytest.approx(1e-6, rel=0.2)
+
+
+@pytest.mark.parametrize('name', [n for n in CLASSIFIERS if re.search('s12|m36|xs|micro|small', n)])
+def test_pipelines_of_the_classifiers(name, tmp_path):
+    cfg = read(name)
+    side = metadata(name)['Input Size']
+    path = str(tmp_path / 'picture.png')
+    cv2.imwrite(path, np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            pipeline = Compose(loader.dataset.pipeline)
+            found = pipeline(dict(img_path=path, gt_label=3))
+        assert tuple(found['inputs'].shape) == (3, side, side)
+    erased = 'RandomErasing' in [step.type for step in cfg.train_dataloader.dataset.pipeline]
+    assert erased == ('casvit' not in name)
+    sampler = 'RepeatAugSampler' if 'transnext' in name else 'DefaultSampler'
+    assert (cfg.train_dataloader.sampler.type, cfg.train_dataloader.sampler.shuffle) == (
+        sampler,
+        True,
     )
 
 

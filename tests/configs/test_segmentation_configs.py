@@ -36,6 +36,7 @@ UPERNETS = [f'segmentation/upernet_ffnet{i}_ade20k.py' for i in (1, 2, 3, 4)]
 SEMFPNS = [f'segmentation/semfpn_ffnet{i}_ade20k.py' for i in (1, 2, 3, 4)]
 SYSTEMS = ['segmentation/ffnetseg_ade20k.py', 'segmentation/ffnetseg_cityscapes.py']
 OTHERS = ['segmentation/upernet_ffnet2_cityscapes.py', 'segmentation/segformer_ffnet2_ade20k.py']
+NANO = 'segmentation/semfpn_nano_ade20k.py'
 PAPER = [*UPERNETS[1:], *SYSTEMS]
 METHODS = ('upernet', 'semfpn', 'segformer')
 
@@ -68,7 +69,7 @@ def num_classes(name):
 
 
 def test_what_is_there():
-    assert sorted(CONFIGS) == sorted([*UPERNETS, *SEMFPNS, *SYSTEMS, *OTHERS])
+    assert sorted(CONFIGS) == sorted([*UPERNETS, *SEMFPNS, *SYSTEMS, *OTHERS, NANO])
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -85,10 +86,11 @@ def test_contract(name):
     model = build(cfg, 'meta')  # the whole network, without its memory
     backbone = model.backbone
     assert name.split('/')[1].startswith(('ffnetseg', *(f'{m}_{backbone.arch}_' for m in METHODS)))
-    assert ('FFNetSeg' if 'ffnetseg' in name else f'FFNet-{backbone.arch[-1]}') in summary
+    label = 'FFNet nano' if name == NANO else f'FFNet-{backbone.arch[-1]}'
+    assert ('FFNetSeg' if 'ffnetseg' in name else label) in summary
     if model.with_neck:
         assert tuple(cfg.model.neck.in_channels) == backbone.out_channels
-        assert tuple(model.decode_head.in_channels) == (256,) * 4
+        assert tuple(model.decode_head.in_channels) == (64 if name == NANO else 256,) * 4
     else:
         assert tuple(model.decode_head.in_channels) == backbone.out_channels
     assert tuple(model.decode_head.in_index) == tuple(range(len(backbone.out_channels)))
@@ -99,9 +101,12 @@ def test_contract(name):
     assert all(head.num_classes == num_classes(name) for head in heads)
     assert cfg.model.backbone.norm_cfg.type == cfg.model.decode_head.norm_cfg.type == 'SyncBN'
     init = cfg.model.backbone.init_cfg
-    weights = init.checkpoint.removeprefix('mmffnet://')
-    assert init.type == 'Pretrained' and weights.partition('-')[0] == backbone.arch
-    assert weights in OFFICIAL_WEIGHTS
+    if name == NANO:  # of which there are no weights
+        assert init is None
+    else:
+        weights = init.checkpoint.removeprefix('mmffnet://')
+        assert init.type == 'Pretrained' and weights.partition('-')[0] == backbone.arch
+        assert weights in OFFICIAL_WEIGHTS
     # these weights were trained on RGB
     preprocessor = cfg.model.data_preprocessor
     assert preprocessor.bgr_to_rgb
@@ -140,6 +145,7 @@ def batch(height, width, classes, images=1):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.slow
 def test_trains_and_predicts(name):
     cfg = shrink(read(name))
     model = build(cfg).train()
@@ -452,6 +458,7 @@ for name in ('upernet_ffnet2', 'ffnetseg', 'segformer_ffnet2'):
 """
 
 
+@pytest.mark.slow
 def test_without_mmdet_and_mmpretrain(toy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     child = toy.Child(tmp_path / 'log', _ALONE, function=toy.run_code)

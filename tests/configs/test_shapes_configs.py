@@ -61,6 +61,7 @@ def test_contract(name):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.slow
 def test_trains_and_is_evaluated(name, tmp_path):
     pytest.importorskip(PACKAGES[name.partition('/')[0]])
     root = tmp_path / 'shapes'

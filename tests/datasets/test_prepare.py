@@ -216,8 +216,7 @@ def test_without_a_connection_each_file_is_named(shrink, server, tmp_path):
         quick(dataset, tmp_path / 'data')
     names = ['annotations_trainval2017.zip', 'val2017.zip', 'train2017.zip']
     for name, problem in zip(names, str(caught.value).splitlines(), strict=True):
-        assert problem.startswith(f'{name} (')
-        assert re.search(r'cannot be downloaded \(.*Connection refused.*\): fetch', problem)
+        assert re.match(rf'{name} cannot be downloaded \(.*Connection refused.*\): fetch', problem)
         assert 'fetch http://127.0.0.1:9/file by other means and put it at ' in problem
         assert problem.endswith(f'{tmp_path}/data/archives/{name}')
     assert [path.name for path in (tmp_path / 'data').iterdir()] == ['.coco.lock']
@@ -345,7 +344,7 @@ def test_what_must_be_fetched_by_hand(tmp_path):
     with pytest.raises(UsageError) as caught:
         prepare(DATASETS['cityscapes'], tmp_path / 'data')
     for name, number, problem in zip(
-        ['gtFine_trainvaltest.zip (0.3 GB)', 'leftImg8bit_trainvaltest.zip (11.6 GB)'],
+        ['gtFine_trainvaltest.zip', 'leftImg8bit_trainvaltest.zip'],
         [1, 3],
         str(caught.value).splitlines(),
         strict=True,
@@ -354,7 +353,7 @@ def test_what_must_be_fetched_by_hand(tmp_path):
             f'{name} cannot be downloaded (register at '
             'https://www.cityscapes-dataset.com/register/ first): fetch '
             f'https://www.cityscapes-dataset.com/file-handling/?packageID={number} by other means '
-            f'and put it at {tmp_path}/data/archives/{name.partition(" ")[0]}'
+            f'and put it at {tmp_path}/data/archives/{name}'
         )
 
 

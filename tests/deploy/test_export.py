@@ -20,6 +20,8 @@ from mmffnet.deploy.formats import write
 from mmffnet.deploy.runtimes import load_exported
 from mmffnet.deploy.wrap import wrap
 
+pytestmark = pytest.mark.export
+
 
 @pytest.fixture
 def checkpoint(tiny_model, tmp_path):

@@ -17,6 +17,8 @@ from mmffnet.deploy.export import export_model
 from mmffnet.deploy.plain import AdaptivePool
 from mmffnet.deploy.runtimes import load_exported, paste_masks, quiet
 
+pytestmark = pytest.mark.export
+
 
 @pytest.fixture(scope='module')
 def exported(tiny_model, tmp_path_factory):

@@ -79,6 +79,7 @@ def test_a_warmup_longer_than_the_cosine_is_refused():
         schedule(warmup_epochs=5, cosine_epochs=5)
 
 
+@pytest.mark.slow
 def test_the_better_of_raw_and_averaged_weights_counts(toy, tmp_path):
     hooks = [dict(type='mmffnet.RawAndEMAHook', momentum=0.1, update_buffers=True)]
     cfg = toy.toy_config(tmp_path, custom_hooks=hooks)
@@ -100,6 +101,7 @@ def test_the_better_of_raw_and_averaged_weights_counts(toy, tmp_path):
     ('kind', 'sign', 'winner'),
     [('EMAHook', 1, 'mean'), ('RawAndEMAHook', 1, 'mean'), ('RawAndEMAHook', -1, 'mean_raw')],
 )
+@pytest.mark.slow
 def test_best_checkpoint_scores_what_it_was_chosen_for(toy, tmp_path, kind, sign, winner):
     """Its ``state_dict`` holds the weights that reached the score, raw or averaged."""
     settings = dict(
@@ -167,6 +169,7 @@ print(found, int(Runner.model.num_batches_tracked))
 """
 
 
+@pytest.mark.dist
 def test_two_processes_share_the_average_of_their_statistics(toy, tmp_path):
     script = tmp_path / 'rank.py'
     script.write_text(RANK)

@@ -76,12 +76,14 @@ def test_seeds_are_independent():
     assert float(torch.rand(())) in drawn
 
 
+@pytest.mark.slow
 def test_number_of_workers_makes_no_difference(toy, undisturbed, tmp_path):
     child = toy.Child(tmp_path / 'log', toy.toy_config(tmp_path, True, 3))
     assert child.wait() == 0, child.text
     assert toy.differences(toy.end_state(undisturbed[True]), toy.end_state(tmp_path)) == []
 
 
+@pytest.mark.slow
 def test_seed_chosen_by_mmengine_is_kept(toy, tmp_path):
     once, again = tmp_path / 'once', tmp_path / 'again'
     for folder in (once, again):
@@ -95,6 +97,7 @@ def test_seed_chosen_by_mmengine_is_kept(toy, tmp_path):
     assert toy.differences(first, second) == []
 
 
+@pytest.mark.slow
 def test_other_batch_size_is_noticed(toy, tmp_path):
     (tmp_path / 'first').mkdir()
     cfg = toy.toy_config(tmp_path / 'first', **{'default_hooks.checkpoint.by_epoch': False})
@@ -258,6 +261,7 @@ for name, spoil in [
 """
 
 
+@pytest.mark.dist
 def test_all_processes_agree_on_what_is_no_number(toy, tmp_path):
     """It happens in the second one."""
     script = tmp_path / 'rank.py'

@@ -50,6 +50,7 @@ model = dict(
         ('reid.py', [], ['mmdet', 'mmpretrain']),
     ],
 )
+@pytest.mark.slow
 def test_packages_of_a_config(toy, tmp_path, monkeypatch, config, options, packages):
     for name in ('mmdet', 'mmpretrain', 'mmseg'):
         pytest.importorskip(f'{name}.models')

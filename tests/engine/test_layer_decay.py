@@ -311,6 +311,7 @@ DISTRIBUTED = """
 import gc
 import torch
 import torch.distributed as dist
+from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
 from mmffnet import FFNet
@@ -333,12 +334,14 @@ def step(rank):
 
 torch.set_num_threads(1)
 dist.init_process_group('gloo', init_method='file://' + store, rank=rank, world_size=2)
+MMLogger.get_instance('step')  # that of the process this one is forked from writes elsewhere
 step(rank)
 gc.collect()  # the group's threads end with the last that holds it, the model in this case
 dist.destroy_process_group()
 """
 
 
+@pytest.mark.dist
 def test_two_processes(toy, tmp_path):
     known = dict(store=str(tmp_path / 'store'))
     processes = [

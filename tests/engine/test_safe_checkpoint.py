@@ -25,6 +25,7 @@ from mmffnet.engine import SafeCheckpointHook, find_checkpoint
     ],
     ids=['step', 'writing', 'renamed', 'writing-best', 'validation', 'later-step'],
 )
+@pytest.mark.slow
 def test_killed_and_resumed_ends_the_same(
     toy, undisturbed, tmp_path, by_epoch, workers, point, iteration, what
 ):
@@ -41,6 +42,7 @@ def test_killed_and_resumed_ends_the_same(
     assert list(tmp_path.glob('.*.tmp')) == []
 
 
+@pytest.mark.slow
 def test_killed_with_a_flexible_runner(toy, tmp_path):
     """It saves after a validation, too, for a new best score: with the wrong epoch, if let be."""
 
@@ -65,6 +67,7 @@ def test_killed_with_a_flexible_runner(toy, tmp_path):
 @pytest.mark.parametrize(
     ('by_epoch', 'number'), [(True, signal.SIGTERM), (False, signal.SIGINT)], ids=['term', 'int']
 )
+@pytest.mark.slow
 def test_stopped_by_a_signal(toy, undisturbed, tmp_path, by_epoch, number):
     log, here = tmp_path / 'log', tmp_path / 'here'
     hook = toy.At('before_train_iter', 4, toy.await_signal, number, here)  # amid the second epoch
@@ -152,6 +155,7 @@ def test_no_space_left(toy, tmp_path):
     assert list(tmp_path.glob('.*.tmp')) == []
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_in_any_config(toy, undisturbed, tmp_path):
     """By the hooks' names, with mmengine's own way to resume."""
     shutil.copytree(undisturbed[True], tmp_path, dirs_exist_ok=True)
@@ -264,6 +268,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.dist
 def test_main_process_alone_looks_for_damage(toy, tmp_path):
     script, folder = tmp_path / 'rank.py', tmp_path / 'work'
     script.write_text(RANK)

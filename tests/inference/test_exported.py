@@ -159,6 +159,7 @@ def test_sizes_change_as_in_the_pipelines(package, step, size):
     np.testing.assert_array_equal(runtimes.resize(image, step), expected)
 
 
+@pytest.mark.export
 def test_the_whole_way_through_a_file(models, inferencers, pictures, tmp_path):
     from mmffnet.deploy.export import export_config
 

@@ -389,16 +389,19 @@ assert ROOT.get('mmseg.FFNetHead') is FFNetHead
 """
 
 
+@pytest.mark.slow
 def test_configs_find_it_if_mmseg_is_imported_first():
     code = 'import mmseg.models, mmffnet' + FIND_IT
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True, timeout=200)
 
 
+@pytest.mark.slow
 def test_configs_find_it_if_mmffnet_is_imported_first(toy, tmp_path):
     child = toy.Child(tmp_path / 'log', FIND_IT, function=toy.run_code)
     assert child.wait() == 0, child.text
 
 
+@pytest.mark.slow
 def test_without_mmseg_the_error_says_so(toy, tmp_path):
     code = f"""
 import sys

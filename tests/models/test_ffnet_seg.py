@@ -254,6 +254,7 @@ def test_layer_depths():
 
 
 @torch.no_grad()
+@pytest.mark.export
 def test_compile_and_export():
     backbone = build(arch=dict(TINY, depths=[1, 1, 1, 1])).eval()
     x, other = torch.rand(2, 3, 64, 96), torch.rand(1, 3, 50, 70)

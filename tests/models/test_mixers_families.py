@@ -361,6 +361,7 @@ def test_trains_inside_ffnet(name):
 
 
 @pytest.mark.parametrize('name', FLEXIBLE)
+@pytest.mark.export
 def test_exports_for_any_size(name):
     mixer = MIXERS[name](16).eval()
     dim = torch.export.Dim

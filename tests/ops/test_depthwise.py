@@ -101,7 +101,7 @@ def test_frozen(frozen, multiplier):
 
 
 def chosen(x, weight, padding=(3, 3), **kwargs):
-    return depthwise._choose(x, weight, padding, **kwargs)
+    return depthwise._choose(x, weight, (1, 1), padding, **kwargs)
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ def trained(toy, tmp_path_factory):
 
 
 @pytest.mark.timeout(900)  # seven processes that import everything
+@pytest.mark.slow
 def test_accuracy(toy, trained, tmp_path):
     folder, scores = trained
     box_ap, miou = 100 * scores['detector'], scores['segmentor']
@@ -139,6 +140,7 @@ def test_mistakes(toy, tmp_path, arguments, message):
     assert text.splitlines()[-1].startswith('benchmark.py: error: ')
 
 
+@pytest.mark.slow
 def test_speed(toy, tmp_path):
     pytest.importorskip('timm')
     status, text = tool(
@@ -153,6 +155,7 @@ def test_speed(toy, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_profile(toy, tmp_path):
     status, text = tool(
         toy, tmp_path, 'benchmark.py', 'profile', 'nano', '--size', '64', '--form', 'eager',

@@ -36,6 +36,7 @@ def assert_one_line(monkeypatch, capsys, tmp_path):
     return check
 
 
+@pytest.mark.slow
 def test_convert_names(assert_one_line, tmp_path):
     state = MODELS.build(dict(type='FFNet', arch=TINY)).state_dict()
     torch.save({'state_dict': state}, tmp_path / 'ours.pth')
@@ -50,6 +51,7 @@ def test_convert_names(assert_one_line, tmp_path):
     assert list(back) == list(state) and all(torch.equal(back[k], state[k]) for k in state)
 
 
+@pytest.mark.slow
 def test_reparameterize(assert_one_line, tmp_path):
     Path(tmp_path, 'config.py').write_text(
         f"custom_imports = dict(imports=['mmffnet'])\nmodel = dict(type='FFNet', arch={TINY!r})\n"

@@ -12,6 +12,8 @@ from mmffnet.deploy.check import draw_pictures
 from mmffnet.deploy.runtimes import load_exported
 from mmffnet.engine.runner import read_config
 
+pytestmark = pytest.mark.export
+
 TOOL = Path(__file__).parents[2] / 'tools' / 'export.py'
 CONFIG = 'segmentation/semfpn_nano_shapes.py'
 

@@ -54,6 +54,7 @@ def images(folder):
     return json.loads((Path(folder) / 'predictions.json').read_text())['images']
 
 
+@pytest.mark.slow
 def test_command_line_without_a_display(place, tmp_path):
     """As a user runs it; what cannot be read is named, skipped, and told by the exit status."""
     hidden = ('DISPLAY', 'WAYLAND_DISPLAY')

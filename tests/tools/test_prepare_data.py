@@ -105,7 +105,7 @@ def test_each_missing_file_is_one_line(tool, tmp_path):
     lines = err.splitlines()
     assert (status, len(lines)) == (2, 2)
     for line, archive in zip(lines, DATASETS['cityscapes'].archives, strict=True):
-        assert line.startswith(f'prepare_data.py: error: {archive.name} (')
+        assert line.startswith(f'prepare_data.py: error: {archive.name} cannot be')
         assert archive.url in line and line.endswith(f'{tmp_path}/archives/{archive.name}')
 
 

@@ -43,6 +43,7 @@ def test_missing_data_stop_training_at_once(toy, tmp_path):
     assert not (tmp_path / 'work_dirs').exists()
 
 
+@pytest.mark.slow
 def test_fused_model_scores_the_same(toy, tmp_path):
     config = write_config(toy, tmp_path, 'toy')
     assert tool(toy, tmp_path, 'train.py', config)[0] == 0
@@ -61,6 +62,7 @@ def test_fused_model_scores_the_same(toy, tmp_path):
     assert 'FuseHook' in left['toy_test.py']
 
 
+@pytest.mark.slow
 def test_detector_that_learned_its_pictures_scores_the_same_when_fused(toy, tmp_path):
     """The whole way with mmdet's own metric."""
     pytest.importorskip('mmdet')
@@ -68,6 +70,7 @@ def test_detector_that_learned_its_pictures_scores_the_same_when_fused(toy, tmp_
     options = [
         'train_cfg.max_epochs=80',
         'train_cfg.val_interval=80',
+        'default_hooks.checkpoint.interval=80',
         'param_scheduler.1.T_max=80',
         'param_scheduler.0.end=5',
         'test_dataloader.dataset.data_prefix.img=images/train/',
@@ -100,6 +103,7 @@ def test_detector_that_learned_its_pictures_scores_the_same_when_fused(toy, tmp_
         ('mmpretrain', 'classification/ffnet_nano_shapes.py', 'max_epochs'),
     ],
 )
+@pytest.mark.slow
 def test_one_of_the_packages_is_enough(toy, tmp_path, package, config, length):
     pytest.importorskip(package)
     others = sorted({'mmdet', 'mmseg', 'mmpretrain'} - {package})
@@ -116,6 +120,7 @@ def test_one_of_the_packages_is_enough(toy, tmp_path, package, config, length):
     assert len(list((tmp_path / 'here').glob('*_1.pth'))) == 1
 
 
+@pytest.mark.slow
 def test_checkpoints_that_do_not_fit(toy, tmp_path):
     config = write_config(toy, tmp_path, 'toy')
     model = MODELS.build(toy.toy_config(tmp_path).model)
@@ -157,6 +162,7 @@ def launch(script, *arguments, folder, **settings):
     )
 
 
+@pytest.mark.dist
 def test_two_processes_train_as_one_does(toy, tmp_path):
     """Same global batches, batch norms in eval mode: the same weights."""
     ends = []
@@ -195,6 +201,7 @@ def test_two_processes_train_as_one_does(toy, tmp_path):
     assert mean_score(together) == mean_score(alone) != []
 
 
+@pytest.mark.dist
 def test_two_processes_stop_together(toy, tmp_path):
     options = {
         'model.backbone.norm_eval': True,
@@ -216,6 +223,7 @@ def test_two_processes_stop_together(toy, tmp_path):
     assert toy.find_checkpoint(tmp_path / 'long') == stopped[2]
 
 
+@pytest.mark.dist
 def test_two_machines(toy, tmp_path):
     """Two launchers that find each other, as on two machines."""
     changes = {'model.backbone.norm_eval': True, 'train_cfg.max_epochs': 2}

@@ -58,6 +58,7 @@ def browser():
     browser.quit()
 
 
+@pytest.mark.slow
 def test_a_picture_is_painted_and_the_slider_decides(
     browser, tool, place, monkeypatch, capsys, tmp_path
 ):

@@ -8,6 +8,7 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...ops.depthwise import depthwise_pair
 from ..arch import check_odd
 from .depthwise import DepthwiseConv2d
 
@@ -74,15 +75,14 @@ class ConvNorm(FusibleBlock):
         self.out_channels = out_channels
         kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         padding = (dilation * (kernel[0] // 2), dilation * (kernel[1] // 2))
-        self.conv: nn.Conv2d
+        conv: nn.Conv2d
         if groups == in_channels > 1 and dilation == 1:
-            self.conv = DepthwiseConv2d(
-                in_channels, out_channels, kernel, stride, padding, bias=bias
-            )
+            conv = DepthwiseConv2d(in_channels, out_channels, kernel, stride, padding, bias=bias)
         else:
-            self.conv = nn.Conv2d(
+            conv = nn.Conv2d(
                 in_channels, out_channels, kernel, stride, padding, dilation, groups, bias
             )
+        self.conv = conv
         self.norm = build_norm(norm_cfg, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,6 +164,7 @@ class MultiBranchDWConv(FusibleBlock):
     ):
         super().__init__()
         k = kernel_size
+        self.branches = branches
         out_channels = out_channels or in_channels
         if out_channels % in_channels:
             raise ValueError(
@@ -193,11 +194,23 @@ class MultiBranchDWConv(FusibleBlock):
             self.add_module(name, branch)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting() and self.branches == 'pair':
+            fused = self._forward_pair(x)
+            if fused is not None:
+                return fused
         y = self.large(x)  # type: ignore[operator]
         for name, branch in self.named_children():
             if name != 'large':
                 y = y + branch(x)
         return y
+
+    @torch.jit.unused
+    def _forward_pair(self, x: Tensor) -> Tensor | None:
+        large: Any = self.large
+        small: Any = self.small
+        if any(m._forward_hooks or m._forward_pre_hooks for m in self.modules() if m is not self):
+            return None
+        return depthwise_pair(x, large.conv, large.norm, small.conv, small.norm)
 
     def folded(self) -> tuple[Tensor, Tensor, nn.Conv2d]:
         parts = [branch.folded() for branch in self.children()]  # type: ignore[operator]
