@@ -126,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--pictures', type=int, default=600, help='of the training')
+    parser.add_argument('--pictures', type=int, default=800, help='of the training')
     parser.add_argument('--epochs', type=int, default=8)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs', 'mixers'))
     parser.add_argument('--out', type=Path, default=RESULTS, help='where the results go')
