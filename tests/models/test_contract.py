@@ -67,25 +67,18 @@ class Family:
         return contextlib.nullcontext()
 
 
-_SMALL = dict(depths=(1, 1, 2, 1), channels=(16, 32, 48, 64), stem_channels=8)
 _HYBRID = dict(
     token_mixer=[None, None, dict(type='Pooling'), dict(type='SelfAttention')],
     channel_mixer=dict(kernel_size=5),
 )
 FAMILIES = {
-    'AFFNet': Family(
-        dict(
-            type='mmffnet.AFFNet',
-            arch=dict(depths=(1, 1, 2, 1), channels=(16, 24, 32, 40), expansion=2),
-        ),
-        cannot=frozenset({'fx', 'script'}),
-    ),
-    'FFNet': Family(dict(type='mmffnet.FFNet', arch=_SMALL, layer_scale_init_value=0.5)),
-    'FFNet hybrid': Family(dict(type='mmffnet.FFNet', arch=_SMALL, **_HYBRID)),
+    'AFFNet': Family(dict(type='mmffnet.AFFNet', arch='et'), cannot=frozenset({'fx', 'script'})),
+    'FFNet': Family(dict(type='mmffnet.FFNet', arch='nano', layer_scale_init_value=0.5)),
+    'FFNet hybrid': Family(dict(type='mmffnet.FFNet', arch='nano', **_HYBRID)),
     'FFNetSeg': Family(
         dict(
             type='mmffnet.FFNetSeg',
-            arch=_SMALL,
+            arch=dict(depths=(1, 1, 2, 1), channels=(16, 32, 48, 64), stem_channels=8),
             out_indices=(0, 1, 2, 3),
         )
     ),
@@ -102,7 +95,7 @@ FAMILIES = {
             arch=dict(depths=(1, 1, 2, 1), channels=(24, 48, 48, 72)),
             bias='interpolate',
         ),
-        frozenset({'compile', 'export', 'fuse', 'fx', 'script'}),
+        frozenset({'export', 'fuse', 'fx', 'script'}),
     ),
 }
 

@@ -101,7 +101,7 @@ class _CosineQueries(nn.Module):
         height, width = map(int, x.shape[2:])
         total = self.heads * height * width * num_keys
         rows = min(max(self.chunk_size * height // total, 1), height)
-        recompute = total > self.chunk_size and torch.is_grad_enabled() and not is_traced(x)
+        recompute = not is_traced(x) and torch.is_grad_enabled() and total > self.chunk_size
         return [slice(i, min(i + rows, height)) for i in range(0, height, rows)], recompute
 
 

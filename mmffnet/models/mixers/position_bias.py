@@ -176,7 +176,8 @@ class PositionBias(nn.Module):
             return F.linear(F.relu(along[:, None] + across), *out)
 
         step = max(chunk // across.numel(), 1)
-        recompute |= step < len(dh) and torch.is_grad_enabled() and not is_traced(x)
+        if not is_traced(x) and torch.is_grad_enabled():
+            recompute = recompute or step < len(dh)
         parts = [call(recompute, table, d, weight, across, *out) for d in dh.split(step)]
         values = torch.cat(parts).permute(2, 0, 1)  # heads, offsets of rows, offsets of columns
         taken = weighted(values, 2, columns, column_weights.to(dtype))
