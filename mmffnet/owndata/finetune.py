@@ -7,12 +7,12 @@ from itertools import islice
 from pathlib import Path
 
 from mmengine.device import get_device
-from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
 from mmffnet.engine import runner
+from mmffnet.engine.models import build_model, scope_of
+from mmffnet.engine.resume import find_checkpoint
 from mmffnet.errors import UsageError
 
 from .convert import split_pictures, write_annotations
@@ -110,9 +110,8 @@ def finetune(
 def _measure(config: Path) -> float:
     """Seconds of a training step here, without the first ones."""
     cfg = runner.read_config(str(config))
-    device = get_device()
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = revert_sync_batchnorm(MODELS.build(cfg.model)).to(device).train()
+    model = build_model(cfg, get_device()).train()
+    with scope_of(cfg):
         optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
         loader = Runner.build_dataloader(cfg.train_dataloader)
     times = []
@@ -127,10 +126,10 @@ def _measure(config: Path) -> float:
 def _train(config: Path, folder: Path, resume: bool, say: Callable[[str], None]) -> Path:
     training = folder / 'training'
     cfg = runner.read_config(str(config), work_dir=str(training))
-    runner.train_config(cfg, 'auto' if resume else None, channels_last=get_device() == 'cpu')
+    runner.train_config(cfg, 'auto' if resume else None, channels_last=None)
     runner.run(runner.build_runner(cfg), 'train')
     best = sorted(training.glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
-    checkpoint = best[-1] if best else Path(str(runner.find_checkpoint(str(training))))
+    checkpoint = best[-1] if best else Path(str(find_checkpoint(str(training))))
     page = write_report(str(config), str(checkpoint), folder / 'results.html')
     say(f'results: {page}')
     return page

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS
 
+from mmffnet.engine.models import scope_of
 from mmffnet.engine.runner import innermost_dataset, read_config
 from mmffnet.errors import UsageError
 from mmffnet.inference import Inferencer
@@ -75,7 +76,7 @@ def evaluate(config: str, checkpoint: str, device: str | None = None) -> Results
     if not settings:
         raise UsageError(f'{config} has no test_dataloader with pictures to look at')
     settings.update(pipeline=[], lazy_init=False, test_mode=True)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+    with scope_of(cfg):
         dataset = DATASETS.build(settings)
     inferencer = Inferencer(config, checkpoint, device)
     samples = [dataset.get_data_info(i) for i in range(len(dataset))]
