@@ -28,6 +28,7 @@ PARAM_SCHEDULERS = _child(
     'parameter scheduler', mmengine_registry.PARAM_SCHEDULERS, 'mmffnet.engine'
 )
 TRANSFORMS = _child('transform', mmengine_registry.TRANSFORMS, 'mmffnet.engine')
+DATA_SAMPLERS = _child('data sampler', mmengine_registry.DATA_SAMPLERS, 'mmffnet.engine')
 
 #: What version 0.1 had in mmengine's registries and newer versions have in ours
 _MOVED = frozenset(

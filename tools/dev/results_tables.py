@@ -108,8 +108,8 @@ def _variant(models: Sequence[dict]) -> tuple[str, ...]:
         if coco := found.get('COCO'):
             numbers = ' / '.join(str(coco[key]) for key in ('box AP', 'mask AP') if key in coco)
             cells['COCO'].append(f'{system} {SCHEDULES[meta["Epochs"]]} {numbers}')
-        if ade20k := found.get('ADE20K'):
-            cells['ADE20K'].append(f'{system} {ade20k["mIoU"]}')
+        if miou := found.get('ADE20K', {}).get('mIoU'):
+            cells['ADE20K'].append(f'{system} {miou}')
     return (*size, *('; '.join(cells[key]) or '-' for key in ('ImageNet-1k', 'COCO', 'ADE20K')))
 
 
