@@ -1,0 +1,24 @@
+"""What stands in README.md and in the pages of docs/: code blocks, by name where they have one."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md']
+PAGES += sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob('docs/*.md'))
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding='utf-8')
+
+
+def blocks(page: str) -> list[tuple[str, str, str]]:
+    """Name (or ''), language and content of all code blocks of a page."""
+    pattern = r'(?m)^(?:<!-- tested: ([\w-]+) -->\n)?```(\w+)\n((?:.*\n)*?)```$'
+    return re.findall(pattern, read(page))
+
+
+def block(page: str, name: str) -> str:
+    """The one code block of this name."""
+    (code,) = (code for found, _, code in blocks(page) if found == name)
+    return code
