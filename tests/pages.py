@@ -1,4 +1,4 @@
-"""What stands in README.md and in the pages of docs/: code blocks, by name where they have one."""
+"""README.md and the pages of docs/, and the code blocks in them."""
 
 import re
 from pathlib import Path
@@ -13,12 +13,11 @@ def read(page: str) -> str:
 
 
 def blocks(page: str) -> list[tuple[str, str, str]]:
-    """Name (or ''), language and content of all code blocks of a page."""
+    """Name (or ''), language and content of each."""
     pattern = r'(?m)^(?:<!-- tested: ([\w-]+) -->\n)?```(\w+)\n((?:.*\n)*?)```$'
     return re.findall(pattern, read(page))
 
 
 def block(page: str, name: str) -> str:
-    """The one code block of this name."""
     (code,) = (code for found, _, code in blocks(page) if found == name)
     return code

@@ -8,7 +8,6 @@ import shlex
 import sys
 from functools import cache
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 
 import pages
@@ -18,33 +17,34 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 import mmffnet
+from mmffnet.engine import hooks
+from mmffnet.models import MixerBackbone, mixers
 from mmffnet_cli.main import main as mmffnet_command
 
-ROOT, PAGES = pages.ROOT, pages.PAGES
+every_page = pytest.mark.parametrize('page', pages.PAGES)
+CODE = [
+    pytest.param(page, name, code, id=f'{page}-{name or number}')
+    for page in pages.PAGES
+    for number, (name, language, code) in enumerate(pages.blocks(page))
+    if language == 'python'
+]
+MESSAGES = re.findall(r'(?m)^### (mm\w+): `(.+)`$', pages.read('docs/troubleshooting.md'))
+WIDTHS = re.findall(r'(?m)^\| `([\w.]+)` \| (.*) \| `\[(.*)\]` \|$', pages.read('docs/backbone.md'))
 
 
-def slugs(page):
-    """What its headings are called in links."""
-    headings = re.findall(r'(?m)^#+ (.*)$', pages.read(page))
-    return [re.sub(r'[^\w\- ]', '', text.lower()).replace(' ', '-') for text in headings]
-
-
-@pytest.mark.parametrize('page', PAGES)
+@every_page
 def test_links(page):
     for link in re.findall(r'\]\((?!https?://)(.+?)\)', pages.read(page)):
         path, _, anchor = link.partition('#')
-        target = (ROOT / page).parent / path if path else ROOT / page
+        target = pages.ROOT / page if not path else (pages.ROOT / page).parent / path
         assert target.exists(), link
         if anchor:
-            assert anchor in slugs(target.resolve().relative_to(ROOT)), link
+            headings = re.findall(r'(?m)^#+ (.*)$', target.read_text(encoding='utf-8').lower())
+            assert anchor in [re.sub(r'[^\w\- ]', '', h).replace(' ', '-') for h in headings], link
 
 
-CODE = [(page, *found) for page in PAGES for found in pages.blocks(page) if found[1] == 'python']
-IDS = [f'{page}-{number}' for number, (page, *_) in enumerate(CODE)]
-
-
-@pytest.mark.parametrize(('page', 'name', 'language', 'code'), CODE, ids=IDS)
-def test_python(page, name, language, code, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(('page', 'name', 'code'), CODE)
+def test_python(page, name, code, tmp_path, monkeypatch, capsys):
     compile(code, page, 'exec')
     monkeypatch.chdir(tmp_path)
     if name == 'runs':
@@ -60,24 +60,23 @@ def test_python(page, name, language, code, tmp_path, monkeypatch, capsys):
 
 def check_widths(cfg):
     """Neck and heads take what the backbone gives."""
-    pytest.importorskip(cfg.default_scope)
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
         model = MODELS.build(cfg.model).eval()
         maps = model.extract_feat(torch.rand(1, 3, 64, 96))
-        heads = [getattr(model, name, None) for name in ('decode_head', 'auxiliary_head', 'head')]
-        assert all(head.forward(maps) is not None for head in heads if head is not None)
-    assert isinstance(model.backbone, mmffnet.models.MixerBackbone)
+        for name in ('decode_head', 'auxiliary_head', 'head'):
+            assert not hasattr(model, name) or getattr(model, name).forward(maps) is not None
+    assert isinstance(model.backbone, MixerBackbone)
 
 
-def commands(page):
-    """Words of all calls of `make`, `mmffnet` and tools, in blocks and in sentences."""
-    text = re.sub(r'(?m)^#.*$|\\\n', '', pages.read(page))
-    lines = '\n'.join(re.findall(r'(?ms)^```(?:bash|shell)\n(.*?)^```$', text)).splitlines()
-    lines += re.findall(r'(?m)^    (\w.*)$', text) + re.findall(r'(?<!`)`([^`]+)`(?!`)', text)
-    for line in lines:
-        line = re.sub(r'^([A-Z_]+=\S* |(\.venv/bin/)?python )+|\[.*?\]|\S*\.\.\.', '', line)
-        if re.match(r'make |mmffnet\s|tools/\S+\.(py|sh)\b', line):
-            yield shlex.split(line, comments=True)
+@pytest.mark.parametrize(('kind', 'archs', 'widths'), WIDTHS)
+def test_in_channels(kind, archs, widths):
+    for arch in archs.strip('`').split('`, `'):
+        settings = getattr(mmffnet, kind.removeprefix('mmffnet.')).arch_settings[arch]
+        small = settings | dict(depths=(1, 1, 1, 1))  # widths do not depend on depths
+        backbone = MODELS.build(dict(type=kind, arch=small, out_indices=(0, 1, 2, 3))).eval()
+        maps = backbone(torch.rand(1, 3, 64, 64))
+        assert ', '.join(str(m.shape[1]) for m in maps) == widths
+        assert [64 // m.shape[2] for m in maps] == [4, 8, 16, 32]
 
 
 class Parsed(Exception):
@@ -103,7 +102,7 @@ def parse(monkeypatch, capsys):
             if program == 'mmffnet':
                 mmffnet_command()
             else:
-                runpy.run_path(str(ROOT / program), run_name='__main__')
+                runpy.run_path(str(pages.ROOT / program), run_name='__main__')
         text = capsys.readouterr().err
         incomplete = re.search('are required|invalid (int|float)', text)  # in a sentence
         assert incomplete or not getattr(stopped.value, 'code', 0), text
@@ -111,23 +110,33 @@ def parse(monkeypatch, capsys):
     return parse
 
 
-@pytest.mark.parametrize('page', PAGES)
+def commands(page):
+    """Words of all calls of `make`, `mmffnet` and tools, in blocks and in sentences."""
+    text = re.sub(r'(?m)^#.*$|\\\n', '', pages.read(page))
+    lines = '\n'.join(re.findall(r'(?ms)^```(?:bash|shell)\n(.*?)^```$', text)).splitlines()
+    lines += re.findall(r'(?m)^    (\w.*)$', text) + re.findall(r'(?<!`)`([^`]+)`(?!`)', text)
+    for line in lines:
+        line = re.sub(r'^([A-Z_]+=\S* |(\.venv/bin/)?python )+|\[.*?\]|\S*\.\.\.', '', line)
+        if re.match(r'make |mmffnet\s|tools/\S+\.(py|sh)\b', line):
+            yield shlex.split(line, comments=True)
+
+
+@every_page
 def test_commands(page, parse):
     for program, *arguments in commands(page):
         if program == 'make':
             targets = [word for word in arguments if re.fullmatch(r'[\w-]+', word)]
             assert all(f'\n{name}: ' in pages.read('Makefile') for name in targets), arguments
-        elif program.endswith('.sh'):  # the options go to a tool
-            assert (ROOT / program).is_file()
-            while arguments and not arguments[0].startswith('--'):
-                del arguments[0]
-            tool, files = ('test', 2) if 'test' in program else ('train', 1)
-            parse(f'tools/{tool}.py', *['FILE'] * files, *arguments)
+        elif program.endswith('.sh'):  # its options go to a tool
+            assert (pages.ROOT / program).is_file()
+            first = [word[:2] for word in [*arguments, '--']].index('--')
+            tool = ('test.py', 'C', 'C') if 'test' in program else ('train.py', 'C')
+            parse(f'tools/{tool[0]}', *tool[1:], *arguments[first:])
         elif program == 'mmffnet' or 'Parser(' in pages.read(program):
             parse(program, *arguments)
 
 
-def test_a_wrong_command_is_noticed(parse):
+def test_a_wrong_option_is_noticed(parse):
     with pytest.raises(AssertionError, match='--never'):
         parse('mmffnet', 'train', 'CONFIG', '--never')
 
@@ -136,71 +145,45 @@ def template(node):
     """A string in a program, with … for what is filled in."""
     if isinstance(node, ast.JoinedStr):
         return ''.join(p.value if isinstance(p, ast.Constant) else '…' for p in node.values)
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ''
+    return str(node.value) if isinstance(node, ast.Constant) else ''
 
 
 @cache
 def sources(package):
-    folders = [Path(find_spec(name).origin).parent for name in package.split()]
-    return [path.read_text(encoding='utf-8') for root in folders for path in root.rglob('*.py')]
+    names = ('mmffnet', 'mmffnet_cli') if package == 'mmffnet' else (package,)
+    files = [path for name in names for path in Path(find_spec(name).origin).parent.rglob('*.py')]
+    return [path.read_text(encoding='utf-8') for path in files]
 
 
-MESSAGES = re.findall(r'(?m)^### (\w+): `(.+)`$', pages.read('docs/troubleshooting.md'))
-
-
-@pytest.mark.parametrize(
-    ('package', 'message'), [found for found in MESSAGES if found[0] not in ('Python', 'PyTorch')]
-)
+@pytest.mark.parametrize(('package', 'message'), MESSAGES)
 def test_messages(package, message):
-    pytest.importorskip(package)
     parts = [part for part in message.split('…') if part.strip()]
-    word = max(re.findall(r'\w+', ' '.join(parts)), key=len)
-    nodes = (
-        node
-        for program in sources('mmffnet mmffnet_cli' if package == 'mmffnet' else package)
-        if word in program
-        for node in ast.walk(ast.parse(program))
-    )
+    word = max(re.findall(r'\w+', message), key=len)
+    programs = [ast.parse(text) for text in sources(package) if word in text]
     pattern = re.compile('.*?'.join(map(re.escape, parts)), re.S)
-    assert any(pattern.search(template(node)) for node in nodes)
-
-
-def test_widths():
-    rows = re.findall(
-        r'(?m)^\| `([\w.]+)` \| (`.*`) \| `\[(.*)\]` \|$', pages.read('docs/backbone.md')
-    )
-    assert len(rows) > 15
-    for kind, archs, widths in rows:
-        family = getattr(mmffnet, kind.removeprefix('mmffnet.'))
-        for arch in re.findall('`(.*?)`', archs):
-            small = family.arch_settings[arch] | dict(depths=(1, 1, 1, 1))
-            maps = MODELS.build(dict(type=kind, arch=small, out_indices=(0, 1, 2, 3))).eval()(
-                torch.rand(1, 3, 64, 64)
-            )
-            assert ', '.join(str(m.shape[1]) for m in maps) == widths
-            assert all(a.shape[2] == 2 * b.shape[2] for a, b in pairwise(maps))
+    assert any(pattern.search(template(node)) for tree in programs for node in ast.walk(tree))
 
 
 def build_site(source, out, *options):
     from sphinx.cmd.build import build_main
 
-    return build_main(['-q', '-W', '-c', str(ROOT / 'docs'), *options, str(source), str(out)])
+    return build_main(['-qWc', str(pages.ROOT / 'docs'), *options, str(source), str(out)])
 
 
 @pytest.mark.slow
 def test_site(tmp_path):
-    assert build_site(ROOT, tmp_path) == 0
-    names = (tmp_path / 'docs' / 'api.html').read_text()
-    assert all(f'id="mmffnet.{name}"' in names for name in mmffnet.__all__ if name[0] != '_')
-    assert 'docs/index.html' in (tmp_path / 'index.html').read_text()
-    for page in tmp_path.rglob('*.html'):  # nothing comes from elsewhere but by a click
-        assert not re.search(
-            r'<(script|img|link|iframe)\b[^>]*(src|href)="https?:', page.read_text()
-        )
+    assert build_site(pages.ROOT, tmp_path) == 0
+    assert (tmp_path / re.search(r'url=(.*)"', (tmp_path / 'index.html').read_text())[1]).is_file()
+    reference = (tmp_path / 'docs' / 'api.html').read_text()
+    for module in (mmffnet, mixers, hooks):
+        names = [name for name in module.__all__ if name[0] != '_']
+        assert all(f'id="{module.__name__}.{name}"' in reference for name in names)
+    for page in tmp_path.rglob('*.html'):  # nothing is fetched from elsewhere
+        fetched = r'<(script|img|link|iframe)\b[^>]*(src|href)="(https?:)?//'
+        assert not re.search(fetched, page.read_text()), page
 
 
-def test_a_broken_link_fails(tmp_path, capsys):
-    page = tmp_path / 'CHANGELOG.md'
-    for text, status in ('[there](#there)\n\n## There', 0), ('[there](#nowhere)', 1):
-        page.write_text(f'# Title\n\n{text}\n')
-        assert build_site(tmp_path, tmp_path / 'out', '-D', 'root_doc=CHANGELOG') == status
+@pytest.mark.parametrize(('anchor', 'status'), [('there', 0), ('nowhere', 1)])
+def test_a_broken_link_fails(tmp_path, anchor, status):
+    (tmp_path / 'CHANGELOG.md').write_text(f'# Title\n\n[link](#{anchor})\n\n## There\n')
+    assert build_site(tmp_path, tmp_path / 'out', '-D', 'root_doc=CHANGELOG') == status
