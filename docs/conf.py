@@ -31,6 +31,7 @@ exclude_patterns = [
 ]
 myst_heading_anchors = 3
 default_role = 'literal'
+toc_object_entries_show_parents = 'hide'
 autodoc_member_order = 'bysource'
 autodoc_inherit_docstrings = False
 autodoc_typehints = 'none'  # the docstrings have them
@@ -40,3 +41,4 @@ html_static_path = ['static']
 html_css_files = ['site.css']
 html_extra_path = ['root']
 html_copy_source = False
+html_show_search_summary = False  # it fetches pages, which browsers refuse for files

@@ -68,23 +68,6 @@ def test_mmseg_config_trains(tmp_path):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.backbone.parameters())
 
 
-def test_python_example(capsys):
-    names = {}
-    exec(block('python'), names)  # noqa: S102
-    printed = capsys.readouterr().out
-    assert printed.strip() in block('python')
-    claimed = int(re.search(r'(\d+) batch norms fewer', block('python'))[1])
-    fresh = MODELS.build(dict(type='FFNet', arch='nano'))
-    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in fresh.modules()) == claimed
-    assert names['fast'].deploy
-
-
-def test_base_example(tmp_path):
-    (tmp_path / 'config.py').write_text(block('base'))
-    cfg = Config.fromfile(tmp_path / 'config.py')
-    assert cfg.model.backbone.type == 'FFNet' and cfg.train_dataloader.batch_size == 4
-
-
 def test_mixers_example():
     names = {}
     exec(block('mixers'), names)  # noqa: S102
