@@ -198,7 +198,8 @@ def _coco_eval(truth: Any, found: list[dict], kind: str) -> Any:
     with contextlib.redirect_stdout(io.StringIO()):
         if kind == 'bbox':
             found = [{k: v for k, v in one.items() if k != 'segmentation'} for one in found]
-        result = COCOeval(truth, truth.loadRes(found or np.zeros((0, 7))), kind)
+        # loadRes looks at the first one
+        result = COCOeval(truth, truth.loadRes(found) if found else type(truth)(), kind)
         result.evaluate()
         result.accumulate()
         result.summarize()

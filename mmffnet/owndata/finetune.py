@@ -39,7 +39,7 @@ def finetune(
     resume: bool = False,
     say: Callable[[str], None] = print,
 ) -> Path | None:
-    """Look at labelled pictures, write a config for them, train and test.
+    """Look at labelled pictures, write a config for them, train, test, and return the page.
 
     Args:
         root (str): The folder; nothing in it is changed.
@@ -51,12 +51,9 @@ def finetune(
             allow, or 50.
         format, group_by: See :func:`read_own_data` and :func:`split_pictures`.
         arch, weights, size: See :func:`choose`.
-        dry_run (bool): Stop after the config and the report. Defaults to False.
+        dry_run (bool): Stop after the config and the report, return None. Defaults to False.
         resume (bool): Continue a training that was interrupted. Defaults to False.
         say (Callable): Gets what there is to say. Defaults to print.
-
-    Returns:
-        Path | None: The page of results; None after a dry run.
     """
     folder = Path(out)
     config = folder / 'config.py'
@@ -69,10 +66,9 @@ def finetune(
     data = read_own_data(root, format)
     if folder.resolve().is_relative_to(data.root.resolve()):
         raise UsageError(f'{folder} is inside of the data, which are never changed: choose --out')
-    if task not in (None, data.task):
-        if (task, data.task) != ('det', 'instance'):
-            raise UsageError(f'the {data.format} labels of {root} are for {data.task}, not {task}')
-        data.task = 'det'
+    if task not in (None, data.task, 'det') or (task == 'det' and data.task in ('seg', 'cls')):
+        raise UsageError(f'the {data.format} labels of {root} are for {data.task}, not {task}')
+    data.task = task or data.task
     say(f'{len(data.pictures)} pictures with {data.format} labels, {len(data.classes)} classes')
     prints = read_pictures(data)
     say(split_pictures(data, group_by) + '\n')
@@ -92,7 +88,8 @@ def finetune(
         parts = [report.as_html(), list_items('Settings', recipe.reasons)]
         write_html(folder / 'data.html', f'{data.root.resolve().name}: data', parts)
     except OSError as error:
-        config.unlink(missing_ok=True)
+        if config.is_file():
+            config.unlink()
         raise UsageError(f'cannot write to {folder}: {error}') from error
     say('\n'.join(['Settings', '', *(f'- {reason}' for reason in recipe.reasons)]))
     say(f'\nconfig: {config}')

@@ -59,8 +59,9 @@ def choose(
         size, why = _choose_size(data, task, device)
         reasons.append(f'pictures of {size}: {why}')
     batch, why = _choose_batch(task, arch, size, device)
-    batch = max(min(batch, count // 4), 2 if task == 'seg' else 1)  # batch norm on one pixel
+    batch = max(min(batch, count // 4), 1 if task in ('det', 'instance') else 2)  # for batch norm
     reasons.append(f'batches of {batch}: {why}, and {count} pictures')
+    reasons.append('augmentation: other scales, crops and flips; colours stay, as they may matter')
     # AdamW's rate goes with the root of the batch
     usual, usual_batch = (2e-4, 16) if weights else (2e-3, 8)
     lr = min(float(f'{usual * math.sqrt(batch / usual_batch):.2g}'), 2e-3)
@@ -88,7 +89,7 @@ def _choose_size(data: OwnData, task: str, device: str) -> tuple[int, str]:
         enough = max(_OBJECT / max(float(np.quantile(parts, 0.1)), 1e-3), 192) if parts else size
         if enough < size:
             size, why = enough, f'{_OBJECT} pixels or more for nine of ten objects are enough'
-    return 32 * math.ceil(size / 32), why
+    return max(32 * math.ceil(size / 32), 64), why
 
 
 def _choose_batch(task: str, arch: str, size: int, device: str) -> tuple[int, str]:
@@ -128,8 +129,7 @@ model = dict({backbone}
     rpn_head=dict(anchor_generator=dict(scales=[{scale}])),
     roi_head=dict(
         bbox_roi_extractor=dict(finest_scale={finest}),
-        bbox_head=dict(num_classes=len(classes)),
-        {heads},
+        bbox_head=dict(num_classes=len(classes)), {heads},
     ),{light}
 )
 load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_mask={masks})]
@@ -150,7 +150,8 @@ val_evaluator = test_evaluator = dict(ann_file=labels + '/val.json', metric={met
 _MASKS = 'mask_head=dict(num_classes=len(classes))'
 _NO_MASKS = 'mask_head=None, mask_roi_extractor=None'
 _LIGHT = """
-    train_cfg=dict(rcnn=dict(sampler=dict(num=64))), test_cfg=dict(rpn=dict(max_per_img=200)),"""
+    train_cfg=dict(rpn_proposal=dict(nms_pre=500), rcnn=dict(sampler=dict(num=64))),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)),"""
 _SEGMENTATION = """\
 own = dict(_delete_=True, type='BaseSegDataset', metainfo=dict(classes=classes))
 own.update(data_root={root!r}, img_suffix='', seg_map_suffix='.png')
@@ -173,7 +174,7 @@ test_pipeline = [load[0], *resize, load[1], dict(type='PackSegInputs')]
 train = dict(**own, ann_file=labels + '/train.txt', pipeline=train_pipeline)
 val = dict(**own, ann_file=labels + '/val.txt', pipeline=test_pipeline)
 sampler = dict(type='DefaultSampler', shuffle=True)
-train_dataloader = dict(batch_size=batch_size, sampler=sampler, dataset=train)
+train_dataloader = dict(batch_size=batch_size, num_workers=2, sampler=sampler, dataset=train)
 """
 _CLASSIFICATION = """\
 own = dict(_delete_=True, type='CustomDataset', classes=classes)
@@ -194,12 +195,12 @@ crop = [dict(type='ResizeEdge', scale=size * 8 // 7), dict(type='CenterCrop', cr
 test_pipeline = [load, *crop, dict(type='PackInputs')]
 train = dict(**own, ann_file=labels + '/train.txt', pipeline=train_pipeline)
 val = dict(**own, ann_file=labels + '/val.txt', pipeline=test_pipeline)
-train_dataloader = dict(batch_size=batch_size, dataset=train)
+train_dataloader = dict(batch_size=batch_size, num_workers=2, dataset=train)
 val_evaluator = test_evaluator = dict(topk=(1,))
 custom_hooks = []
 """
 _END = """\
-val_dataloader = test_dataloader = dict(dataset=val)
+val_dataloader = test_dataloader = dict(num_workers=2, dataset=val)
 optim_wrapper = dict(optimizer=dict(lr=lr))
 train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=epochs, val_interval={interval})
 warmup = dict(type='LinearLR', start_factor=0.01, by_epoch=False, end={warmup})
@@ -236,7 +237,7 @@ def write_config(recipe: Recipe, data: OwnData, files: dict[str, str], path: Pat
         heads=_MASKS if masks else _NO_MASKS,
         metric=['bbox', 'segm'] if masks else ['bbox'],
         interval=max(recipe.epochs // 5, 1),
-        keep=max(recipe.epochs // 20, 1),
+        keep=max(recipe.epochs // 10, 1),
         warmup=min(max(steps, 20), 500),
         best=best,
         log=min(max(steps // 4, 1), 50),

@@ -54,7 +54,7 @@ def test_trains_and_reports(tmp_path, task, monkeypatch):
     cfg = Config.fromfile(config)
     assert cfg.size == 64 and cfg.epochs == 1
     if task == 'cls':  # edited, and resumed
-        config.write_text(config.read_text().replace('lr = 64, 1, 1,', 'lr = 64, 1, 2,'))
+        config.write_text(config.read_text().replace('lr = 64, 2, 1,', 'lr = 64, 2, 2,'))
         finetune(str(root), str(out), resume=True, say=said.append)
         assert (out / 'training' / 'last_checkpoint').read_text().endswith('epoch_2.pth')
         assert snapshot(root) == before
@@ -152,6 +152,6 @@ def test_many_classes_most_of_them_empty(tmp_path):
 def test_the_schedule_goes_by_the_budget(tmp_path, minutes):
     root, out = labelled.write_folders(tmp_path / 'data'), tmp_path / 'out'
     said = []
-    finetune(str(root), str(out), minutes=minutes, size=32, dry_run=True, say=said.append)
+    finetune(str(root), str(out), minutes=minutes, size=64, dry_run=True, say=said.append)
     assert Config.fromfile(out / 'config.py').epochs == (1 if minutes < 1 else 300)
     assert f'for {minutes:g} min' in said[-2]
