@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as rle
 
 from mmffnet.errors import UsageError
 
@@ -96,7 +95,7 @@ def write_annotations(data: OwnData, out: Path) -> dict[str, str]:
             for name, picture in pictures.items():
                 mask = folder / 'masks' / f'{name}.png'
                 mask.parent.mkdir(parents=True, exist_ok=True)
-                labels = index_mask(read_mask(picture), data.values)
+                labels = index_mask(read_mask(picture.mask), data.values)  # type: ignore[arg-type]
                 Image.fromarray(labels).save(mask)
         else:
             lines = [json.dumps(_coco(data.classes, pictures))]
@@ -128,6 +127,8 @@ def _coco(classes: list[str], pictures: dict[str, Picture]) -> dict[str, Any]:
 
 
 def _outline(thing: dict[str, Any], width: int, height: int) -> dict[str, Any]:
+    from pycocotools import mask as rle  # mmdet brings it, and other tasks can do without
+
     shape = thing.get('segmentation')
     if not shape:
         return dict(area=float(np.prod(thing['bbox'][2:])))

@@ -91,8 +91,7 @@ def finetune(
         if config.is_file():
             config.unlink()
         raise UsageError(f'cannot write to {folder}: {error}') from error
-    say('\n'.join(['Settings', '', *(f'- {reason}' for reason in recipe.reasons)]))
-    say(f'\nconfig: {config}')
+    say('\n- '.join(['Settings\n', *recipe.reasons]) + f'\n\nconfig: {config}')
     return None if dry_run else _train(config, folder, resume, say)
 
 

@@ -406,15 +406,16 @@ def _read_masks(folder: Folder) -> OwnData | None:
         is_mask = _is_mask(path.relative_to(folder.root))
         stem = _MASK_WORD.sub('', path.stem) if is_mask else path.stem
         (masks if is_mask else others)[folder.split_of(path), stem] = path
-    pictures = [Picture(path, mask=masks[key]) for key, path in others.items() if key in masks]
-    if not pictures:
+    pairs = [(path, masks[key]) for key, path in others.items() if key in masks]
+    if not pairs:
         return None
-    values = {picture.path: set(np.unique(read_mask(picture)).tolist()) for picture in pictures}
+    values = [set(np.unique(read_mask(mask)).tolist()) for _, mask in pairs]
     remarks: list[str] = []
-    classes, mapping = _name_values(folder.root, set().union(*values.values()), remarks)
-    for picture in pictures:
-        found = {mapping[value] for value in values[picture.path] if value in mapping}
-        picture.objects = [dict(category=classes[label]) for label in sorted(found)]
+    classes, mapping = _name_values(folder.root, set().union(*values), remarks)
+    pictures = []
+    for (path, mask), mine in zip(pairs, values, strict=True):
+        found = sorted({mapping[value] for value in mine if value in mapping})
+        pictures.append(Picture(path, None, [dict(category=classes[i]) for i in found], mask))
     return OwnData(folder.root, 'masks', 'seg', classes, pictures, remarks, mapping)
 
 
@@ -464,9 +465,9 @@ def _class_list(root: Path) -> dict[int, str]:
     return {}
 
 
-def read_mask(picture: Picture) -> np.ndarray:
+def read_mask(path: Path) -> np.ndarray:
     """(H, W): the numbers in a mask (of a palette its indices), larger ones for its colours."""
-    with _reading(picture.mask, 'a mask'), Image.open(picture.mask or '') as image:
+    with _reading(path, 'a mask'), Image.open(path) as image:
         if image.mode in ('L', 'P', 'I', 'I;16'):
             return np.asarray(image, np.int64)
         colours = np.asarray(image.convert('RGB'), np.int64)

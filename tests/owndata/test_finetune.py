@@ -154,4 +154,4 @@ def test_the_schedule_goes_by_the_budget(tmp_path, minutes):
     said = []
     finetune(str(root), str(out), minutes=minutes, size=64, dry_run=True, say=said.append)
     assert Config.fromfile(out / 'config.py').epochs == (1 if minutes < 1 else 300)
-    assert f'for {minutes:g} min' in said[-2]
+    assert f'for {minutes:g} min' in said[-1]
