@@ -20,6 +20,7 @@ from mmffnet.inference.models import OpenMMLabModel
 from mmffnet.visualization import Legend, paint_detections, paint_labels, paint_scores
 
 _IOU = 0.5  # where a detection counts as the object
+_UNKNOWN = 0.5  # the threshold of classes for which none is better than another
 _SHOWN = 6  # pictures, of the worst and of others
 
 #: Samples of the data set with what is predicted for them, one after the other
@@ -121,7 +122,8 @@ def _choose(scores: Sequence[float]) -> dict[str, list[int]]:
 def _best_f1(recall: np.ndarray, precision: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     f1 = np.nan_to_num(_ratio(2 * precision * recall, precision + recall))
     best = int(f1.argmax())
-    return {'best F1': float(f1[best]), 'threshold': float(scores[best])}
+    found = {'best F1': float(f1[best])}
+    return found | ({'threshold': float(scores[best])} if f1[best] else {})
 
 
 # ---------------------------------------------------------------------------------- detection
@@ -149,7 +151,7 @@ def _detection(pairs: _Pairs, legend: Legend) -> tuple[Results, _Paint]:
             curves[name] = (recall, precision, main.eval['scores'][0, :, i, 0, -1])
             row |= _best_f1(*curves[name])
         per_class.append(row)
-    thresholds = [row.get('threshold', 1.1) for row in per_class]
+    thresholds = [row.get('threshold', _UNKNOWN) for row in per_class]
     sure = [one for one in found if one['score'] >= thresholds[one['category_id']]]
     confusion, scores = _confuse(truth, sure, len(legend.classes))
 

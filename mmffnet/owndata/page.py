@@ -46,7 +46,7 @@ svg { width: 100%; max-width: 34rem; height: auto } figure { margin: 0 }
 .pair img { width: 100%; border-radius: .3rem }
 pre { background: #f4f5f7; padding: .8rem; border-radius: .5rem; overflow-x: auto }
 pre { font-size: .85rem; overflow-wrap: normal }
-@media (max-width: 30rem) { th, td { padding: .25rem .4rem } }
+@media (max-width: 30rem) { table { font-size: .84rem } th, td { padding: .25rem .3rem } }
 """
 
 

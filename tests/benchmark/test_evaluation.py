@@ -65,6 +65,7 @@ def test_what_is_confused_missed_and_made_up(sample):
     assert results.confusion.tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0]]
     assert results.scores == [pytest.approx(2 / 5), 1.0]
     assert results.per_class[0]['threshold'] == pytest.approx(0.9)
+    assert results.per_class[1]['best F1'] == 0 and 'threshold' not in results.per_class[1]
 
 
 def test_no_detections_at_all(sample):
