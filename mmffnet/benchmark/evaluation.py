@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from mmengine.registry import DATASETS
 
+from mmffnet.datasets.checks import find_missing_data
 from mmffnet.engine.models import scope_of
 from mmffnet.engine.runner import innermost_dataset, read_config
 from mmffnet.errors import UsageError
@@ -70,12 +71,11 @@ def evaluate(config: str, checkpoint: str, device: str | None = None) -> Results
     settings = dict(innermost_dataset(cfg, 'test'))
     if not settings:
         raise UsageError(f'{config} has no test_dataloader with pictures to look at')
+    if missing := find_missing_data(cfg, 'test'):
+        raise UsageError(missing)
     settings.update(pipeline=[], lazy_init=False, test_mode=True)
     with scope_of(cfg):
-        try:
-            dataset = DATASETS.build(settings)
-        except (OSError, ValueError) as error:
-            raise UsageError(f'the test data of {config} cannot be read: {error}') from error
+        dataset = DATASETS.build(settings)
     samples = [dataset.get_data_info(i) for i in range(len(dataset))]
     inferencer = Inferencer(config, checkpoint, device)
     times = []
