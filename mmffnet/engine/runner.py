@@ -66,6 +66,10 @@ def read_config(
     Raises:
         UsageError: If the config cannot be found or read, or an option does not fit it.
     """
+    if '://' in config:
+        raise UsageError(
+            f'{config} is an address, but a config is code: download it, look at it, give the file'
+        )
     try:
         path = config if Path(config).is_file() else config_path(config)
     except FileNotFoundError as error:
@@ -325,6 +329,11 @@ def _resume(cfg: Config, resume: str) -> None:
             print_log(message, 'current', logging.WARNING)
             return
         resume = found
+    elif resume.endswith('.safetensors'):
+        raise UsageError(
+            f'{resume} holds weights alone, nothing to resume with: start from it with '
+            f'--cfg-options load_from={resume}'
+        )
     else:
         check_checkpoint(resume)
     cfg.resume, cfg.load_from = True, resume

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 
 from mmffnet.benchmark.evaluation import evaluate
+from mmffnet.checkpoint import read_checkpoint, save_atomically
 from mmffnet.engine import runner
 from mmffnet.engine.models import build_model, scope_of
 from mmffnet.engine.resume import find_checkpoint
@@ -120,6 +122,10 @@ def _train(config: Path, folder: Path, resume: bool, say: Callable[[str], None])
     runner.run(runner.build_runner(cfg), 'train')
     best = sorted(training.glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
     checkpoint = best[-1] if best else Path(str(find_checkpoint(str(training))))
+    content = read_checkpoint(checkpoint)
+    weights = folder / f'model.{"safetensors" if find_spec("safetensors") else "pth"}'
+    save_atomically({key: content[key] for key in ('meta', 'state_dict')}, weights, force=True)
+    say(f'weights: {weights}')
     page = write_report(str(config), str(checkpoint), folder / 'results.html')
     say(f'results: {page}')
     return page
