@@ -243,7 +243,7 @@ def _as_coco(samples: list[dict], predictions: list, number: int) -> tuple[Any, 
 
 
 def _coco_eval(truth: Any, found: list[dict], kind: str) -> Any:
-    from pycocotools.cocoeval import COCOeval
+    from mmffnet.engine.fast_coco import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         one = [{k: v for k, v in d.items() if k != 'segmentation'} for d in found]
