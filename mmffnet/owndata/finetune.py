@@ -14,6 +14,7 @@ from mmffnet.engine import runner
 from mmffnet.engine.models import build_model, scope_of
 from mmffnet.engine.resume import find_checkpoint
 from mmffnet.errors import UsageError
+from mmffnet.inference.tiles import Tiling
 
 from .convert import split_pictures, write_annotations
 from .formats import read_own_data
@@ -21,6 +22,7 @@ from .page import write_page
 from .recipe import choose, fit_epochs, write_config
 from .report import examine, read_pictures
 from .results import evaluate
+from .tiles import cut_into_tiles
 
 _MEASURED = 6  # steps that are timed
 
@@ -36,6 +38,7 @@ def finetune(
     format: str | None = None,
     group_by: str | None = None,
     size: int | None = None,
+    tiles: int | None = None,
     dry_run: bool = False,
     resume: bool = False,
     say: Callable[[str], None] = print,
@@ -55,6 +58,7 @@ def finetune(
         format (str, optional): The format of the labels. Defaults to None, which finds it.
         group_by (str, optional): See :func:`split_pictures`.
         size (int, optional): The longer side of pictures.
+        tiles (int, optional): Width and height of tiles that larger pictures are cut into.
         dry_run (bool): Stop after the config and the report. Defaults to False.
         resume (bool): Continue a training that was interrupted. Defaults to False.
         say (Callable): Gets what there is to say. Defaults to print.
@@ -76,6 +80,9 @@ def finetune(
         if (task, data.task) != ('det', 'instance'):
             raise UsageError(f'the {data.format} labels of {root} are for {data.task}, not {task}')
         data.task = task
+    data.tiles, tiling = tiles, None if tiles is None else Tiling(tiles)
+    if tiling and data.task == 'cls':
+        raise UsageError('--tiles is for labels of objects or pixels, these are of whole pictures')
     if config.exists():
         raise UsageError(f'{folder} holds a training: continue it with --resume, or choose --out')
     if folder.resolve().is_relative_to(data.root.resolve()):
@@ -83,13 +90,17 @@ def finetune(
     say(f'{len(data.pictures)} pictures with {data.format} labels, {len(data.classes)} classes')
     prints = read_pictures(data)
     say(split_pictures(data, group_by))
-    recipe = choose(data, data.task, arch, weights, size)
+    recipe = choose(data, data.task, arch, weights, size or tiles)
     report = examine(data, recipe.size, prints)
     say(report.as_text())
     if report.fatal:
         raise UsageError(report.fatal[0])
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if tiling:
+            data = cut_into_tiles(data, tiling, folder / 'tiles')
+            recipe = choose(data, data.task, arch, weights, size or tiles)
+            say(f'{len(data.pictures)} tiles of {tiles} pixels')
         files = write_annotations(data, folder)
     except OSError as error:
         raise UsageError(f'cannot write to {folder}: {error}') from error
@@ -154,9 +165,11 @@ def write_report(config: str, checkpoint: str, page: str | Path, device: str | N
         'million parameters': f'{results.parameters / 1e6:.2f}',
         's for the test': f'{seconds:.0f}',
     }
+    tiles = runner.read_config(config).get('tiles')
+    cut = f' --tiles {tiles}' if tiles else ''
     commands = (
         f'mmffnet train {config}                # again, after changes\n'
-        f'mmffnet infer {config} {checkpoint} PICTURES --out-dir predictions\n'
+        f'mmffnet infer {config} {checkpoint} PICTURES{cut} --out-dir predictions\n'
         f'mmffnet export {config} {checkpoint} --format onnx'
     )
     write_page(

@@ -65,6 +65,7 @@ class OwnData:
         pictures (list[Picture]): The pictures.
         remarks (list[str]): What the user should know. Defaults to [].
         values (dict): For 'seg', the class of each value (or colour) of the masks.
+        tiles (int, optional): Size of the tiles to cut the pictures into. Defaults to None.
     """
 
     root: Path
@@ -74,6 +75,7 @@ class OwnData:
     pictures: list[Picture]
     remarks: list[str] = field(default_factory=list)
     values: dict[Any, int] = field(default_factory=dict)
+    tiles: int | None = None
 
     def part(self, split: str) -> list[Picture]:
         return [picture for picture in self.pictures if picture.split == split]

@@ -132,7 +132,7 @@ _START = """\
 _base_ = __import__('mmffnet').config_path('{base}')
 
 classes = {classes}
-size, batch_size, epochs, lr = {size}, {batch}, {epochs}, {lr:g}
+size, tiles, batch_size, epochs, lr = {size}, {tiles}, {batch}, {epochs}, {lr:g}
 labels = {labels!r}
 """
 _DETECTION = """\
@@ -156,7 +156,8 @@ train = dict(ann_file=labels + '/train.json', filter_cfg=dict(filter_empty_gt=Fa
 train_set = dict(**own, **train, pipeline=train_pipeline)
 train_dataloader = dict(batch_size=batch_size, dataset=train_set)
 val_dataloader = dict(dataset=dict(**own, ann_file=labels + '/val.json', pipeline=test_pipeline))
-val_evaluator = dict(ann_file=labels + '/val.json', metric={metric})
+val_evaluator = dict(type='mmffnet.FastCocoMetric', metric={metric})
+val_evaluator.update(ann_file=labels + '/val.json')
 test_evaluator = val_evaluator
 """
 _SEGMENTATION = """\
@@ -233,6 +234,7 @@ def write_config(recipe: Recipe, data: OwnData, files: dict[str, str], path: Pat
         base=recipe.base,
         classes=pprint.pformat(tuple(data.classes), indent=1, width=98, compact=True),
         size=recipe.size,
+        tiles=data.tiles,
         batch=recipe.batch,
         epochs=recipe.epochs,
         lr=recipe.lr,

@@ -155,7 +155,8 @@ def _examine_boxes(data: OwnData, report: DataReport, size: int) -> None:
             if (x2 - x1) * (y2 - y1) > 0.95 * width * height:
                 whole.append(picture.path)
             thing['bbox'] = [x1, y1, x2 - x1, y2 - y1]
-            sides.append(np.sqrt((x2 - x1) * (y2 - y1)) * size / max(width, height))
+            longer = min(max(width, height), data.tiles or np.inf)
+            sides.append(np.sqrt((x2 - x1) * (y2 - y1)) * size / longer)
             kept.append(thing)
         picture.objects = kept
     for found, text in (
@@ -182,7 +183,7 @@ def _examine_boxes(data: OwnData, report: DataReport, size: int) -> None:
     if len(sides) and counts[:2].sum() > 0.2 * len(sides):
         report.odd.append(
             f'{counts[:2].sum()} of {len(sides)} objects are smaller than {_STRIDES[1]} pixels at '
-            f'a picture size of {size}: larger pictures (--size) or tiles will find more of them'
+            f'a picture size of {size}: larger pictures (--size) or --tiles will find more of them'
         )
 
 
