@@ -21,6 +21,7 @@ def _child(name: str, parent: Registry, location: str) -> Registry:
 
 MODELS = _child('model', mmengine_registry.MODELS, 'mmffnet.models')
 HOOKS = _child('hook', mmengine_registry.HOOKS, 'mmffnet.engine')
+METRICS = _child('metric', mmengine_registry.METRICS, 'mmffnet.engine.fast_coco')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(
     'optim_wrapper_constructor', mmengine_registry.OPTIM_WRAPPER_CONSTRUCTORS, 'mmffnet.engine'
 )

@@ -43,6 +43,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument('--device', help="such as 'cpu' or 'cuda:1'; default: the best there is")
     parser.add_argument('--fuse', action='store_true', help='re-parameterise the model first')
     parser.add_argument('--tta', action='store_true', help='average over augmented inputs')
+    parser.add_argument(
+        '--tiles', type=int, metavar='PIXELS', help='cut larger pictures into tiles of this size'
+    )
+    parser.add_argument(
+        '--overlap', type=float, metavar='SHARE', help='of neighbouring tiles; default: 0.2'
+    )
     parser.add_argument('--max-frames', type=int, metavar='N', help='stop after N pictures')
     parser.add_cfg_options()
     args = parser.parse_intermixed_args(argv)
@@ -50,6 +56,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f'--{name.replace("_", "-")} must be at least 1')
 
+    if args.overlap is not None and args.tiles is None:
+        parser.error('--overlap is for --tiles')
     try:
         from mmffnet.engine.imports import import_models
         from mmffnet.engine.runner import read_config
@@ -64,8 +72,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         sources = find_sources(inputs, args.out_dir)
         if checkpoint is not None:
             import_models(read_config(args.model, args.cfg_options))
+        tiling = dict(tiles=args.tiles, overlap=0.2 if args.overlap is None else args.overlap)
         inferencer = Inferencer(
-            args.model, checkpoint, args.device, args.fuse, args.tta, args.cfg_options
+            args.model, checkpoint, args.device, args.fuse, args.tta, args.cfg_options, **tiling
         )
         summary = inferencer.write(
             sources, args.out_dir, args.batch_size, args.score_thr, args.max_frames, progress=True

@@ -120,7 +120,7 @@ _START = """\
 _base_ = __import__('mmffnet').config_path('{base}')
 labels = {labels!r}
 classes = {classes}
-size, batch_size, epochs, lr = {size}, {batch}, {epochs}, {lr:g}
+size, tiles, batch_size, epochs, lr = {size}, {tiles}, {batch}, {epochs}, {lr:g}
 """
 _DETECTION = """\
 own = dict(data_root={root!r}, metainfo=dict(classes=classes))
@@ -145,7 +145,9 @@ test_pipeline = [load[0], resize, load[1], dict(type='PackDetInputs')]
 train = dict(**own, ann_file=labels + '/train.json', pipeline=train_pipeline)
 val = dict(**own, ann_file=labels + '/val.json', pipeline=test_pipeline)
 train_dataloader = dict(batch_size=batch_size, dataset=train)
-val_evaluator = test_evaluator = dict(ann_file=labels + '/val.json', metric={metric})
+val_evaluator = dict(type='mmffnet.FastCocoMetric', metric={metric})
+val_evaluator.update(ann_file=labels + '/val.json')
+test_evaluator = val_evaluator
 """
 _MASKS = 'mask_head=dict(num_classes=len(classes))'
 _NO_MASKS = 'mask_head=None, mask_roi_extractor=None'
@@ -228,6 +230,7 @@ def write_config(recipe: Recipe, data: OwnData, files: dict[str, str], path: Pat
         base=base.format(recipe.arch).replace('tion/nano_in', 'tion/ffnet_nano_in'),
         classes=_write_classes(data, labels),
         labels=str(labels.resolve()),
+        tiles=data.tiles,
         root=str(data.root.resolve()),
         backbone=_backbone(recipe),
         scale=scale,
