@@ -145,9 +145,8 @@ test_pipeline = [load[0], resize, load[1], dict(type='PackDetInputs')]
 train = dict(**own, ann_file=labels + '/train.json', pipeline=train_pipeline)
 val = dict(**own, ann_file=labels + '/val.json', pipeline=test_pipeline)
 train_dataloader = dict(batch_size=batch_size, dataset=train)
-val_evaluator = dict(type='mmffnet.FastCocoMetric', metric={metric})
-val_evaluator.update(ann_file=labels + '/val.json')
-test_evaluator = val_evaluator
+coco = dict(type='mmffnet.FastCocoMetric', ann_file=labels + '/val.json')
+val_evaluator = test_evaluator = dict(**coco, metric={metric})
 """
 _MASKS = 'mask_head=dict(num_classes=len(classes))'
 _NO_MASKS = 'mask_head=None, mask_roi_extractor=None'
@@ -205,9 +204,8 @@ _END = """\
 val_dataloader = test_dataloader = dict(num_workers=2, dataset=val)
 optim_wrapper = dict(optimizer=dict(lr=lr))
 train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=epochs, val_interval={interval})
-warmup = dict(type='LinearLR', start_factor=0.01, by_epoch=False, end={warmup})
 cosine = dict(type='CosineAnnealingLR', T_max=epochs, convert_to_iter_based=True)
-param_scheduler = [warmup, cosine]
+param_scheduler = [dict(type='LinearLR', start_factor=0.01, by_epoch=False, end={warmup}), cosine]
 saving = dict(_delete_=True, type='CheckpointHook', interval={keep}, max_keep_ckpts=1)
 default_hooks = dict(checkpoint=dict(**saving, save_best={best!r}), logger=dict(interval={log}))
 """

@@ -13,7 +13,7 @@ from pycocotools import mask as rle
 
 from mmffnet.inference.tiles import Tiling, Window
 
-from .formats import OwnData, Picture, read_mask
+from .formats import OwnData, Picture
 
 _LEAST = 0.1  # of the box of an object: what a tile must see of it
 
@@ -34,7 +34,7 @@ def _cut(picture: Picture, tiling: Tiling, target: Path) -> list[Picture]:
         return [replace(picture, path=Path(shutil.copyfile(picture.path, target)))]
     target.mkdir(exist_ok=True)
     pixels = mmcv.imread(picture.path)  # as the training reads them: turned as EXIF says
-    mask = None if picture.mask is None else read_mask(picture.mask)
+    mask = None if picture.mask is None else Image.open(picture.mask)
     tiles = []
     for window in windows:
         x1, y1, x2, y2 = window
@@ -46,7 +46,7 @@ def _cut(picture: Picture, tiling: Tiling, target: Path) -> list[Picture]:
             tile.objects = [thing for thing in cropped if thing]
         else:
             tile.mask = tile.path.with_suffix('.mask.png')
-            Image.fromarray(mask[y1:y2, x1:x2]).save(tile.mask)
+            mask.crop(window).save(tile.mask)
         tiles.append(tile)
     return tiles
 
