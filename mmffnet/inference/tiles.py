@@ -82,7 +82,7 @@ class PlacedMasks:
         return PlacedMasks([self.parts[i] for i in chosen], self.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(list(self), dtype or bool).reshape(self.shape)
+        return np.array([self[i] for i in range(len(self))], dtype or bool).reshape(self.shape)
 
 
 def _paste(parts: Iterable[Part], size: tuple[int, ...]) -> np.ndarray:
@@ -150,7 +150,7 @@ def _merge_detections(
     parts: list[Part] = []
     for window, one in found:
         sure = one['scores'] >= score_thr
-        boxes = one['boxes'][sure] + np.tile(np.float32(window[:2]), 2)
+        boxes = one['boxes'][sure] + np.array(window[:2] * 2, np.float32)
         rows.append((boxes, one['scores'][sure], one['labels'][sure], np.full(boxes.shape, window)))
         parts += [_crop(mask, *window[:2]) for mask in one['masks'][sure]] if 'masks' in one else []
     joined = [np.concatenate(arrays) for arrays in zip(*rows, strict=True)]

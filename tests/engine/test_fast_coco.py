@@ -1,6 +1,8 @@
 """FastCocoMetric: the numbers of mmdet's CocoMetric, from another evaluator."""
 
 import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from mmdet.evaluation.metrics import CocoMetric, coco_metric
 from mmengine.registry import METRICS, DefaultScope
 from pycocotools import mask as rle
 
+from mmffnet import registry
 from mmffnet.engine import fast_coco
 
 CLASSES = ('small', 'large', 'crowded', 'never labelled')
@@ -174,3 +177,12 @@ def test_configs_name_it(scored):
     with DefaultScope.overwrite_default_scope('mmdet'):
         metric = METRICS.build(dict(type='mmffnet.FastCocoMetric', ann_file=scored[0]))
     assert isinstance(metric, CocoMetric)
+
+
+def test_without_the_package_it_is_mmdets(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'faster_coco_eval.core.faster_eval_api', None)
+    monkeypatch.delitem(registry.METRICS.module_dict, 'FastCocoMetric')
+    spec = spec_from_file_location('mmffnet.engine.plain_coco', fast_coco.__file__)
+    plain = module_from_spec(spec)
+    spec.loader.exec_module(plain)
+    assert plain.COCOeval is coco_metric.COCOeval is not fast_coco.COCOeval
