@@ -29,7 +29,6 @@ exclude_patterns = [
     for path in ROOT.iterdir()
     if path.is_dir() and path.name not in ('docs', 'benchmarks')
 ]
-suppress_warnings = ['toc.empty_glob']  # all measurements may be listed by name
 myst_heading_anchors = 3
 default_role = 'literal'
 toc_object_entries_show_parents = 'hide'
