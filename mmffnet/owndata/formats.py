@@ -223,7 +223,7 @@ def _read_objects(
     kinds = sorted({one['kind'] for entry in entries for one in entry[4] if 'kind' in one})
     remarks = [f'shapes of the kind {kind} are left out' for kind in kinds]
     for fault, found in faults.items():
-        remarks.append(f'{len(found)} labels are for pictures that {fault}: {shorten(found)}')
+        remarks.append(f'labels are for pictures that {fault} ({len(found)}): {shorten(found)}')
     if not entries:
         return None
     if rest and pictures:

@@ -79,7 +79,7 @@ def _found(data: OwnData, paths: Iterable[Path], text: str) -> list[str]:
     """One finding, or none, about files; one that is named twice is shown once."""
     paths = list(paths)
     names = shorten([*map(data.name, dict.fromkeys(paths))])
-    return [f'{len(paths)} {text}: {names}'] if paths else []
+    return [f'{text} ({len(paths)}): {names}'] if paths else []
 
 
 def _examine_copies(data: OwnData, prints: dict, report: DataReport) -> None:
@@ -96,7 +96,7 @@ def _examine_copies(data: OwnData, prints: dict, report: DataReport) -> None:
             pairs.append(f'{data.name(paths["train"][agree.argmax()])} = {data.name(path)}')
     if pairs:
         report.odd.append(
-            f'{len(pairs)} pictures of the validation are in training as well, so that results '
+            f'pictures of the validation are in training as well ({len(pairs)}), so that results '
             f'look better than they are: {shorten(pairs)}'
         )
 
@@ -166,12 +166,12 @@ def _examine_classes(data: OwnData, report: DataReport) -> None:
             report.fatal.append(f'nothing is labelled in the pictures for {part} of {data.root}')
     train, val = (set(counts[split]) for split in ('train', 'val'))
     for there, text in (
-        (train - val, 'no example in validation, and no result therefore'),
-        (val - train, 'no example in training, and will not be found'),
-        (set(data.classes) - train - val, 'no example at all'),
+        (train - val, 'in validation, and no result therefore'),
+        (val - train, 'in training, and will not be found'),
+        (set(data.classes) - train - val, 'at all'),
     ):
         if names := [name for name in data.classes if name in there]:
-            report.odd.append(f'{len(names)} classes have {text}: {shorten(names)}')
+            report.odd.append(f'classes have no example {text} ({len(names)}): {shorten(names)}')
     spellings: dict[str, list[str]] = {}
     for name in data.classes:
         spellings.setdefault(re.sub(r'[\W_]+', '', name).casefold(), []).append(name)

@@ -179,7 +179,7 @@ def test_what_coco_files_may_hold(tmp_path):
     data = read_own_data(root)
     assert data.task == 'det'
     assert any('1 of 6 objects have no outline' in remark for remark in data.remarks)
-    assert any('2 labels' in remark and 'already' in remark for remark in data.remarks)
+    assert any('already (2)' in remark for remark in data.remarks)
     objects = {p.path.stem: p.objects for p in data.pictures}
     assert len(objects['b1']) == len(objects['b2']) == 1
     assert len(objects['b1'][0]['segmentation']) == 1 and 'segmentation' not in objects['b2'][0]

@@ -40,7 +40,7 @@ def test_nothing_to_say(root):
     _, report = report_of(root)
     assert report.fatal == []
     assert report.odd == [
-        '1 pictures have no objects, and serve as examples of nothing: train/a4.jpg'
+        'pictures have no objects, and serve as examples of nothing (1): train/a4.jpg'
     ]
     assert report.tables['Classes, objects'] == [
         {'class': 'big dog', 'training': 2, 'validation': 1},
@@ -76,10 +76,11 @@ def test_boxes(root):
     rewrite(root, 'val/b1.json', '[[10, 20], [60, 20], [30, 56]]', '[[0,0],[96,0],[96,64],[0,64]]')
     data, report = report_of(root)
     assert (
-        '2 boxes reach out of their picture and are cut: train/a1.jpg' in found(report, 'reach')[0]
+        'boxes reach out of their picture and are cut (2): train/a1.jpg'
+        in found(report, 'reach')[0]
     )
-    assert found(report, '1 boxes have less than a pixel')
-    assert found(report, '1 boxes cover their whole picture: val/b1.jpg')
+    assert found(report, 'left out (1)')
+    assert found(report, 'boxes cover their whole picture (1): val/b1.jpg')
     boxes = {p.path.stem: [thing['bbox'] for thing in p.objects] for p in data.pictures}
     assert boxes['a1'] == [[8, 8, 32, 56]]
     assert boxes['a2'] == []
@@ -89,7 +90,7 @@ def test_pictures_that_cannot_be_read(root):
     (root / 'train' / 'a1.jpg').write_bytes(b'')
     (root / 'train' / 'a2.jpg').write_bytes((root / 'train' / 'a3.jpg').read_bytes()[:200])
     data, report = report_of(root)
-    assert found(report, '2 pictures cannot be read and are left out: train/a1.jpg, train/a2.jpg')
+    assert found(report, 'cannot be read and are left out (2): train/a1.jpg, train/a2.jpg')
     assert {p.path.stem for p in data.pictures} == {'a3', 'a4', 'b1', 'b2'}
 
 
@@ -101,7 +102,7 @@ def test_unusual_pictures_are_read(root):
     Image.open(root / 'train' / 'a2.jpg').convert('CMYK').save(root / 'train' / 'a2.jpg')
     data, report = report_of(root)
     assert not found(report, 'cannot be read')
-    assert found(report, '1 pictures have 16 bits')
+    assert found(report, 'pictures have 16 bits, of which the upper 8 are used (1)')
     for name in ('a1.png', 'a2.jpg'):  # as mmcv loads them
         assert cv2.imread(str(root / 'train' / name)).shape == (64, 96, 3)
     assert len(data.pictures) == len(labelled.PICTURES)
@@ -141,8 +142,8 @@ def test_classes(root):
     rewrite(root, 'val/b2.json', '"big dog"', '"wolf"')
     _, report = report_of(root)
     assert found(report, "the classes 'Cat ', 'cat' differ in spelling alone")
-    assert found(report, '2 classes have no example in training, and will not be found: Cat , wolf')
-    assert found(report, '2 classes have no example in validation')
+    assert found(report, 'no example in training, and will not be found (2): Cat , wolf')
+    assert found(report, 'no example in validation, and no result therefore (2)')
 
 
 def test_nothing_to_train_with(root):
@@ -160,4 +161,4 @@ def test_masks(tmp_path):
     assert row in report.tables['Classes, pictures with it']
     labelled.save(root / 'masks' / 'train' / 'a1.png', labelled.label_map('a1')[:50])
     _, report = report_of(root)
-    assert report.fatal == ['1 masks have another size than their pictures: masks/train/a1.png']
+    assert report.fatal == ['masks have another size than their pictures (1): masks/train/a1.png']
