@@ -6,6 +6,7 @@ is 0, or 1 if something could not be read, or 2 if nothing was done.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from mmffnet_cli import Parser, format_of
@@ -43,6 +44,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument('--device', help="such as 'cpu' or 'cuda:1'; default: the best there is")
     parser.add_argument('--fuse', action='store_true', help='re-parameterise the model first')
     parser.add_argument('--tta', action='store_true', help='average over augmented inputs')
+    parser.add_argument('--amp', action='store_true', help='predict in mixed precision')
+    parser.add_argument(
+        '--channels-last',
+        action=argparse.BooleanOptionalAction,
+        help='use the memory format channels_last (default: where it is faster, see docs/speed.md)',
+    )
+    parser.add_argument(
+        '--graph', action='store_true', help='CUDA graphs of backbone and neck, one for a shape'
+    )
     parser.add_argument('--max-frames', type=int, metavar='N', help='stop after N pictures')
     parser.add_cfg_options()
     args = parser.parse_intermixed_args(argv)
@@ -65,13 +75,25 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         if checkpoint is not None:
             import_models(read_config(args.model, args.cfg_options))
         inferencer = Inferencer(
-            args.model, checkpoint, args.device, args.fuse, args.tta, args.cfg_options
+            args.model,
+            checkpoint,
+            args.device,
+            args.fuse,
+            args.tta,
+            args.cfg_options,
+            args.amp,
+            args.channels_last,
+            args.graph,
         )
         summary = inferencer.write(
             sources, args.out_dir, args.batch_size, args.score_thr, args.max_frames, progress=True
         )
     except UsageError as error:
         parser.error(str(error))
+    if args.channels_last is None and getattr(inferencer.model, 'channels_last', False):
+        print(
+            'channels_last was used: faster here, --no-channels-last is against it', file=sys.stderr
+        )
     print(f'{summary}\nresults: {args.out_dir}')
     parser.exit(1 if summary.skipped or summary.interrupted else 0)
 
