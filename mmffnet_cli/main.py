@@ -103,6 +103,7 @@ def _print_environment(quick: bool) -> int:
     rows = {'mmffnet': _version(), **found['packages']}
     if not quick:
         rows['mmcv.ops'] = found['ops']
+        rows['depthwise'] = found['kernels'] or None
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f'{name:{width}}  {value or "-"}')

@@ -6,6 +6,7 @@ is 0, or 1 if something could not be read, or 2 if nothing was done.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from mmffnet_cli import Parser, format_of
@@ -49,6 +50,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument(
         '--overlap', type=float, metavar='SHARE', help='of neighbouring tiles; default: 0.2'
     )
+    parser.add_argument('--amp', action='store_true', help='predict in mixed precision')
+    parser.add_argument(
+        '--channels-last',
+        action=argparse.BooleanOptionalAction,
+        help='use the memory format channels_last (default: where it is faster, see docs/speed.md)',
+    )
+    parser.add_argument(
+        '--graph', action='store_true', help='CUDA graphs of backbone and neck, one for a shape'
+    )
     parser.add_argument('--max-frames', type=int, metavar='N', help='stop after N pictures')
     parser.add_cfg_options()
     args = parser.parse_intermixed_args(argv)
@@ -74,13 +84,27 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             import_models(read_config(args.model, args.cfg_options))
         tiling = dict(tiles=args.tiles, overlap=0.2 if args.overlap is None else args.overlap)
         inferencer = Inferencer(
-            args.model, checkpoint, args.device, args.fuse, args.tta, args.cfg_options, **tiling
+            args.model,
+            checkpoint,
+            args.device,
+            args.fuse,
+            args.tta,
+            args.cfg_options,
+            amp=args.amp,
+            channels_last=args.channels_last,
+            graph=args.graph,
+            **tiling,
         )
         summary = inferencer.write(
             sources, args.out_dir, args.batch_size, args.score_thr, args.max_frames, progress=True
         )
     except UsageError as error:
         parser.error(str(error))
+    if args.channels_last is None and getattr(inferencer.model, 'channels_last', False):
+        print(
+            'channels_last was used: faster here, --no-channels-last switches it off',
+            file=sys.stderr,
+        )
     print(f'{summary}\nresults: {args.out_dir}')
     parser.exit(1 if summary.skipped or summary.interrupted else 0)
 

@@ -61,6 +61,11 @@ class Inferencer:
         tiles (int, optional): Width and height, in pixels, of tiles that larger pictures are cut
             into and predicted by. Defaults to None: pictures are seen as a whole.
         overlap (float): Share of a tile that the next one sees too. Defaults to 0.2.
+        amp (bool): Whether to predict in mixed precision. Defaults to False.
+        channels_last (bool, optional): Whether to use the memory format channels_last. Defaults
+            to None, where it was measured to be faster.
+        graph (bool): Whether to replay backbone and neck as CUDA graphs for shapes that come again.
+            Defaults to False.
 
     Raises:
         UsageError: A ValueError: if a file is missing or things do not fit together.
@@ -80,22 +85,32 @@ class Inferencer:
         cfg_options: Sequence[str] = (),
         tiles: int | None = None,
         overlap: float = 0.2,
+        amp: bool = False,
+        channels_last: bool | None = None,
+        graph: bool = False,
     ) -> None:
         # without tiles, one that is larger than any picture
         self.tiling = Tiling(sys.maxsize if tiles is None else tiles, overlap)
         self.model: Model
         if format_of(model):
-            if checkpoint or fuse or tta or cfg_options:
+            if checkpoint or fuse or tta or cfg_options or amp or channels_last or graph:
                 raise UsageError(
-                    f'{model} is all there is to an exported model: it is fused, and '
-                    'takes neither a checkpoint nor test-time augmentation nor config options'
+                    f'{model} is all there is to an exported model: it is fused, and takes no '
+                    'checkpoint, test-time augmentation, config options or other forms of speed'
                 )
             self.model = ExportedModel(model, device)
         elif checkpoint is None:
             raise UsageError(f'the config {model} needs a checkpoint')
         else:
             self.model = OpenMMLabModel(
-                read_config(model, cfg_options), checkpoint, device, fuse, tta
+                read_config(model, cfg_options),
+                checkpoint,
+                device,
+                fuse,
+                tta,
+                amp,
+                channels_last,
+                graph,
             )
         if tiles is not None and self.task == 'classification':
             raise UsageError('tiles are for detectors and segmentors, this is a classifier')

@@ -219,6 +219,10 @@ def _check(kernels: str, name: str) -> str:
     return kernels
 
 
+def _default_kernels() -> str:
+    return _check(os.environ.get('MMFFNET_KERNELS') or 'auto', 'MMFFNET_KERNELS')
+
+
 def _is_eager(*tensors: Tensor) -> bool:
     """Whether these are computed now and by PyTorch, and not traced, transformed or counted."""
     return not (
@@ -248,7 +252,7 @@ def _choose(
 ) -> str:
     kernels = kernels or _chosen.get()
     if kernels is None:
-        kernels = _check(os.environ.get('MMFFNET_KERNELS') or 'auto', 'MMFFNET_KERNELS')
+        kernels = _default_kernels()
     else:
         _check(kernels, 'kernels')
     if x.dtype == torch.bfloat16 and x.device.type == 'cpu':
@@ -268,3 +272,20 @@ def _choose(
         triton=kernels == 'triton',
     )
     return next((row.implementation for row in _TABLE if row.fits(call)), 'plain')
+
+
+def describe_kernels() -> str:
+    """Which implementations there are on this machine, and why there is no Triton if so."""
+    on_gpu = torch.cuda.is_available()
+    names = ['plain', *['strips'] * has_depthwise_kernels(torch.float32), *['repeat'] * on_gpu]
+    if _has_triton('cuda' if on_gpu else 'cpu'):
+        names.append('triton')
+        why = ''
+    elif not has_triton_package():
+        why = '; no triton, which is not installed'
+    elif not on_gpu:
+        why = '; no triton without a GPU'
+    else:
+        found = '.'.join(map(str, torch.cuda.get_device_capability()))
+        why = f'; no triton, as the GPU has the compute capability {found} and 7.0 is needed'
+    return f'{", ".join(names)} (MMFFNET_KERNELS={_default_kernels()}){why}'
