@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _MODULES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'numpy')
-_COMPANY = ('timm', 'onnxruntime', 'openvino')
+_COMPANY = ('timm', 'triton', 'onnxruntime', 'openvino')
 # The optional packages, by what installs them: the official ones and those of the onedl fork.
 _OPTIONAL = {
     'mmdet': ('mmdet', 'onedl-mmdetection'),
@@ -63,7 +63,10 @@ def _torch() -> tuple[str | None, str | None, list[str]]:
         import torch
     except Exception as error:  # a library that is not there, for example
         return None, None, [f'torch cannot be imported: {type(error).__name__}: {error}']
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    names = []
+    for i in range(torch.cuda.device_count()):
+        old = torch.cuda.get_device_capability(i) < (7, 0)
+        names.append(torch.cuda.get_device_name(i) + ' (too old for Triton)' * old)
     return torch.version.cuda, ', '.join(names) or 'cpu', []
 
 

@@ -18,7 +18,7 @@ def test_environment():
     assert list(report['packages']) == [
         *('python', 'platform', 'torch', 'torchvision', 'cuda', 'devices'),
         *('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'numpy', 'opencv'),
-        *('timm', 'onnxruntime', 'openvino'),
+        *('timm', 'triton', 'onnxruntime', 'openvino'),
     ]
     assert report['packages']['torch'] == torch.__version__
     assert report['packages']['mmcv'] == mmcv.__version__
