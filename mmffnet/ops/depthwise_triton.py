@@ -301,7 +301,8 @@ norms.register_autograd(_norms_backward, setup_context=_save_norms)
 
 def _sum_over(group: str, x: Tensor) -> None:
     if group:
-        dist.all_reduce(x, group=dist.distributed_c10d._resolve_process_group(group))
+        name: Any = group
+        dist.all_reduce(x, group=dist.distributed_c10d._resolve_process_group(name))
 
 
 def _rows(*weights: Tensor) -> Tensor:

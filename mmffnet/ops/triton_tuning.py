@@ -58,9 +58,9 @@ def blocks(
     guess = (*(_SUM_BLOCKS if what in _SUMS else _BLOCKS)[device.type], 4)
     found = guess
     if _trial is not None:
-        found = _trial.setdefault(class_of(what, *more, channels, pixels), guess)
+        found = _trial.setdefault(class_of(what, *more, channels, pixels), guess)  # type: ignore[call-arg]
     elif choices := _chosen(device):
-        found = choices.get(class_of(what, *more, channels, pixels), guess)
+        found = choices.get(class_of(what, *more, channels, pixels), guess)  # type: ignore[call-arg]
     return dict(
         BP=min(found[0], _power(pixels)), BC=min(found[1], _power(written)), num_warps=found[2]
     )
