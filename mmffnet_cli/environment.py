@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _MODULES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'numpy')
-_COMPANY = ('timm', 'onnxruntime', 'openvino')
+_COMPANY = ('timm', 'triton', 'onnxruntime', 'openvino')
 # The optional packages, by what installs them: the official ones and those of the onedl fork.
 _OPTIONAL = {
     'mmdet': ('mmdet', 'onedl-mmdetection'),

@@ -18,7 +18,7 @@ def test_environment():
     assert list(report['packages']) == [
         *('python', 'platform', 'torch', 'torchvision', 'cuda', 'devices'),
         *('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'numpy', 'opencv'),
-        *('timm', 'onnxruntime', 'openvino'),
+        *('timm', 'triton', 'onnxruntime', 'openvino'),
     ]
     assert report['packages']['torch'] == torch.__version__
     assert report['packages']['mmcv'] == mmcv.__version__
@@ -31,7 +31,7 @@ def test_environment():
     ('installed', 'capability', 'expected'),
     [
         (True, (9, 0), 'plain, repeat, triton (MMFFNET_KERNELS=auto)'),
-        (True, (6, 1), '; no triton, as the GPU has the compute capability 6.1 and 7.0 is needed'),
+        (True, (6, 1), 'the compute capability 7.0, not 6.1'),
         (False, (9, 0), '; no triton, which is not installed'),
         (True, None, '; no triton without a GPU'),
     ],
@@ -44,9 +44,9 @@ def test_line_about_kernels(monkeypatch, installed, capability, expected):
     monkeypatch.setattr(depthwise, 'has_triton', lambda: installed and (capability or (0,)) >= (7,))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: capability)
-    depthwise._has_triton.cache_clear()
+    depthwise._find_triton.cache_clear()
     line = depthwise.describe_kernels()
-    depthwise._has_triton.cache_clear()
+    depthwise._find_triton.cache_clear()
     assert line.endswith(expected)
 
 
