@@ -373,7 +373,5 @@ def describe_kernels() -> str:
     else:
         found = '.'.join(map(str, torch.cuda.get_device_capability()))
         oldest = '.'.join(map(str, _OLDEST_TRITON))
-        why = (
-            f'; no triton, which needs Triton {oldest} and the compute capability 7.0, not {found}'
-        )
+        why = f'; no triton: Triton {oldest} and compute capability 7.0 are needed, not {found}'
     return f'{", ".join(names)} (MMFFNET_KERNELS={_asked()}){why}'

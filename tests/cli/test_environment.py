@@ -31,7 +31,7 @@ def test_environment():
     ('installed', 'capability', 'expected'),
     [
         (True, (9, 0), 'plain, repeat, triton (MMFFNET_KERNELS=auto)'),
-        (True, (6, 1), 'the compute capability 7.0, not 6.1'),
+        (True, (6, 1), 'compute capability 7.0 are needed, not 6.1'),
         (False, (9, 0), '; no triton, which is not installed'),
         (True, None, '; no triton without a GPU'),
     ],
