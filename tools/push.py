@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     try:
         from mmffnet.engine.imports import import_models
         from mmffnet.engine.runner import read_config
-        from mmffnet.owndata.push import push
+        from mmffnet.sharing.push import push
     except ImportError as error:
         parser.error(f'mmffnet cannot be imported: {error}')
     try:

@@ -15,7 +15,7 @@ from mmffnet.checkpoint import read_checkpoint
 from mmffnet.engine.models import find_legend, load_model
 from mmffnet.engine.runner import read_config
 from mmffnet.errors import UsageError
-from mmffnet.owndata.push import push
+from mmffnet.sharing.push import push
 
 pytest.importorskip('huggingface_hub')
 PIPELINES = ('image-segmentation', 'image-segmentation', 'image-classification')
