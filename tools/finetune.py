@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         '--group-by', metavar='REGEX', help='pictures that match alike stay in one part'
     )
     parser.add_argument('--size', type=int, metavar='PIXELS', help='longer side of the pictures')
+    parser.add_argument(
+        '--tiles', type=int, metavar='PIXELS', help='cut larger pictures into tiles'
+    )
     parser.add_argument('--dry-run', action='store_true', help='stop after config and report')
     parser.add_argument('--resume', action='store_true', help='continue what was interrupted')
     args = parser.parse_args(argv)

@@ -195,7 +195,7 @@ def _as_coco(pairs: _Pairs, legend: Legend) -> tuple[Any, list[dict], dict[str, 
 
 
 def _coco_eval(truth: Any, found: list[dict], kind: str) -> Any:
-    from pycocotools.cocoeval import COCOeval
+    from mmffnet.engine.fast_coco import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         if kind == 'bbox':

@@ -2,6 +2,7 @@
 
 from .convert import convert_file, convert_names
 from .files import atomic_write, download, read_checkpoint, save_atomically
+from .hub import HUB
 from .load import (
     SCHEME,
     find_state_dict,
@@ -13,6 +14,7 @@ from .load import (
 from .names import OFFICIAL_WEIGHTS, NameMap, OfficialFile, add_family, find_networks
 
 __all__ = [
+    'HUB',
     'OFFICIAL_WEIGHTS',
     'SCHEME',
     'NameMap',

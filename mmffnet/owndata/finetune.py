@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -12,16 +13,19 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 
 from mmffnet.benchmark.evaluation import evaluate
+from mmffnet.checkpoint import read_checkpoint, save_atomically
 from mmffnet.engine import runner
 from mmffnet.engine.models import build_model, scope_of
 from mmffnet.engine.resume import find_checkpoint
 from mmffnet.errors import UsageError
+from mmffnet.inference.tiles import Tiling
 
 from .convert import split_pictures, write_annotations
 from .formats import read_own_data
 from .page import list_items, write_html, write_page
 from .recipe import choose, fit_epochs, write_config
 from .report import examine, read_pictures
+from .tiles import cut_into_tiles
 
 
 def finetune(
@@ -35,6 +39,7 @@ def finetune(
     format: str | None = None,
     group_by: str | None = None,
     size: int | None = None,
+    tiles: int | None = None,
     dry_run: bool = False,
     resume: bool = False,
     say: Callable[[str], None] = print,
@@ -51,6 +56,7 @@ def finetune(
             allow, or 50.
         format, group_by: See :func:`read_own_data` and :func:`split_pictures`.
         arch, weights, size: See :func:`choose`.
+        tiles (int, optional): Width and height of tiles that larger pictures are cut into.
         dry_run (bool): Stop after the config and the report, return None. Defaults to False.
         resume (bool): Continue a training that was interrupted. Defaults to False.
         say (Callable): Gets what there is to say. Defaults to print.
@@ -61,6 +67,7 @@ def finetune(
         if not config.is_file():
             raise UsageError(f'there is no training to resume: {config} does not exist')
         return _train(config, folder, resume, say)
+    tiling = None if tiles is None else Tiling(tiles)
     if config.exists():
         raise UsageError(f'{config} exists: train with it by --resume, or choose another --out')
     data = read_own_data(root, format)
@@ -69,16 +76,23 @@ def finetune(
     if task not in (None, data.task, 'det') or (task == 'det' and data.task in ('seg', 'cls')):
         raise UsageError(f'the {data.format} labels of {root} are for {data.task}, not {task}')
     data.task = task or data.task
+    if tiling and data.task == 'cls':
+        raise UsageError('--tiles is for labels of objects or pixels, these are of whole pictures')
+    data.tiles = tiles
     say(f'{len(data.pictures)} pictures with {data.format} labels, {len(data.classes)} classes')
     prints = read_pictures(data)
     say(split_pictures(data, group_by) + '\n')
-    recipe = choose(data, data.task, arch, weights, size)
+    recipe = choose(data, data.task, arch, weights, size or tiles)
     report = examine(data, recipe.size, prints)
     say(report.as_text())
     if report.fatal:
         raise UsageError(report.fatal[0])
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if tiling:
+            data = cut_into_tiles(data, tiling, folder / 'tiles')
+            recipe = choose(data, data.task, arch, weights, size or tiles)
+            say(f'{len(data.pictures)} tiles of {tiles} pixels')
         files = write_annotations(data, folder)
         recipe.epochs = epochs or recipe.epochs
         write_config(recipe, data, files, config)
@@ -120,6 +134,10 @@ def _train(config: Path, folder: Path, resume: bool, say: Callable[[str], None])
     runner.run(runner.build_runner(cfg), 'train')
     best = sorted(training.glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
     checkpoint = best[-1] if best else Path(str(find_checkpoint(str(training))))
+    content = read_checkpoint(checkpoint)
+    weights = folder / f'model.{"safetensors" if find_spec("safetensors") else "pth"}'
+    save_atomically({key: content[key] for key in ('meta', 'state_dict')}, weights, force=True)
+    say(f'weights: {weights}')
     page = write_report(str(config), str(checkpoint), folder / 'results.html')
     say(f'results: {page}')
     return page
@@ -136,10 +154,12 @@ def write_report(config: str, checkpoint: str, page: str | Path, device: str | N
     data = report.read_text(encoding='utf-8') if report.is_file() else ''
     data = data.partition('</h1>')[2].replace('</body></html>', '')
     logs = sorted(Path(checkpoint).parent.glob('*/vis_data/scalars.json'))
+    tiles = runner.read_config(config).get('tiles')
+    cut = f' --tiles {tiles}' if tiles else ''
     commands = (
         f'mmffnet train {config}\n'
         f'mmffnet report {config} {checkpoint} --out {page}\n'
-        f'mmffnet infer {config} {checkpoint} PICTURES --out-dir predictions\n'
+        f'mmffnet infer {config} {checkpoint} PICTURES{cut} --out-dir predictions\n'
         f'mmffnet export {config} {checkpoint} --format onnx'
     )
     name = Path(config).stem if Path(config).stem != 'config' else page.resolve().parent.name

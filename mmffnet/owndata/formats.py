@@ -75,6 +75,7 @@ class OwnData:
     pictures: list[Picture]
     remarks: list[str] = field(default_factory=list)  #: What the user should know
     values: dict[int, int] = field(default_factory=dict)  #: The class of each value of masks
+    tiles: int | None = None  #: Size of the tiles to cut the pictures into
 
     def part(self, split: str) -> list[Picture]:
         return [picture for picture in self.pictures if picture.split == split]

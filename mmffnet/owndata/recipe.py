@@ -120,7 +120,7 @@ _START = """\
 _base_ = __import__('mmffnet').config_path('{base}')
 labels = {labels!r}
 classes = {classes}
-size, batch_size, epochs, lr = {size}, {batch}, {epochs}, {lr:g}
+size, tiles, batch_size, epochs, lr = {size}, {tiles}, {batch}, {epochs}, {lr:g}
 """
 _DETECTION = """\
 own = dict(data_root={root!r}, metainfo=dict(classes=classes))
@@ -145,7 +145,8 @@ test_pipeline = [load[0], resize, load[1], dict(type='PackDetInputs')]
 train = dict(**own, ann_file=labels + '/train.json', pipeline=train_pipeline)
 val = dict(**own, ann_file=labels + '/val.json', pipeline=test_pipeline)
 train_dataloader = dict(batch_size=batch_size, dataset=train)
-val_evaluator = test_evaluator = dict(ann_file=labels + '/val.json', metric={metric})
+coco = dict(type='mmffnet.FastCocoMetric', ann_file=labels + '/val.json')
+val_evaluator = test_evaluator = dict(**coco, metric={metric})
 """
 _MASKS = 'mask_head=dict(num_classes=len(classes))'
 _NO_MASKS = 'mask_head=None, mask_roi_extractor=None'
@@ -203,9 +204,8 @@ _END = """\
 val_dataloader = test_dataloader = dict(num_workers=2, dataset=val)
 optim_wrapper = dict(optimizer=dict(lr=lr))
 train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=epochs, val_interval={interval})
-warmup = dict(type='LinearLR', start_factor=0.01, by_epoch=False, end={warmup})
 cosine = dict(type='CosineAnnealingLR', T_max=epochs, convert_to_iter_based=True)
-param_scheduler = [warmup, cosine]
+param_scheduler = [dict(type='LinearLR', start_factor=0.01, by_epoch=False, end={warmup}), cosine]
 saving = dict(_delete_=True, type='CheckpointHook', interval={keep}, max_keep_ckpts=1)
 default_hooks = dict(checkpoint=dict(**saving, save_best={best!r}), logger=dict(interval={log}))
 """
@@ -228,6 +228,7 @@ def write_config(recipe: Recipe, data: OwnData, files: dict[str, str], path: Pat
         base=base.format(recipe.arch).replace('tion/nano_in', 'tion/ffnet_nano_in'),
         classes=_write_classes(data, labels),
         labels=str(labels.resolve()),
+        tiles=data.tiles,
         root=str(data.root.resolve()),
         backbone=_backbone(recipe),
         scale=scale,

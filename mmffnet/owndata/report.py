@@ -116,7 +116,8 @@ def _examine_boxes(data: OwnData, report: DataReport, size: int) -> None:
                 continue
             if (x2 - x1) * (y2 - y1) > 0.95 * width * height:
                 whole.append(picture.path)
-            sides.append(np.sqrt((x2 - x1) * (y2 - y1)) * size / max(width, height))
+            longer = min(max(width, height), data.tiles or np.inf)
+            sides.append(np.sqrt((x2 - x1) * (y2 - y1)) * size / longer)
             kept.append(thing | dict(bbox=[x1, y1, x2 - x1, y2 - y1]))
         picture.objects = kept
     report.odd += _found(data, outside, 'boxes reach out of their picture and are cut')
@@ -134,7 +135,7 @@ def _examine_boxes(data: OwnData, report: DataReport, size: int) -> None:
     if sum(counts[:2]) > 0.2 * len(sides):
         report.odd.append(
             f'{sum(counts[:2])} of {len(sides)} objects are smaller than {_STRIDES[1]} pixels at '
-            f'a picture size of {size}: larger pictures (--size) will find more of them'
+            f'a picture size of {size}: larger pictures (--size) or --tiles will find more of them'
         )
 
 

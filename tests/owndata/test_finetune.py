@@ -6,8 +6,10 @@ import resource
 
 import labelled_pictures as labelled
 import pytest
+import torch
 from mmengine.config import Config
 
+from mmffnet.checkpoint import read_checkpoint
 from mmffnet.errors import UsageError
 from mmffnet.owndata.finetune import finetune
 
@@ -47,7 +49,11 @@ def test_trains_and_reports(tmp_path, task, monkeypatch):
         assert sum(map(sum, matrix)) == 2
     else:  # each object is found or missed
         assert [sum(row) for row in matrix[:-1]] == [1, 1]
-    assert list(out.glob('training/best_*.pth'))
+    (best,) = out.glob('training/best_*.pth')
+    trained, kept = read_checkpoint(best), read_checkpoint(out / 'model.safetensors')
+    assert kept['meta']['dataset_meta']['classes'] == names
+    for name, tensor in trained['state_dict'].items():
+        assert torch.equal(tensor, kept['state_dict'][name])
     # the config goes on with the ordinary tools
     config = out / 'config.py'
     assert len(config.read_text().splitlines()) <= 40
