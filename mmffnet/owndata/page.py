@@ -40,12 +40,12 @@ p, th, .tile, figcaption { color: var(--soft); font-size: .92rem }
 .scroll { overflow-x: auto; overflow-wrap: normal }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom-width: 1px; white-space: nowrap }
+th, tr > :first-child { max-width: 13rem; overflow: hidden; text-overflow: ellipsis }
 tr > :first-child { text-align: left; position: sticky; left: 0; background: #fff }
-svg { width: 100%; max-width: 34rem; height: auto } figure { margin: 0 }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem }
+svg { width: 100%; max-width: 34rem; height: auto }
+figure { margin: 0 } .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem }
 .pair img { width: 100%; border-radius: .3rem }
-pre { background: #f4f5f7; padding: .8rem; border-radius: .5rem; overflow-x: auto }
-pre { font-size: .85rem; overflow-wrap: normal }
+pre { background: #f4f5f7; padding: .8rem; overflow: auto; font-size: .85rem }
 @media (max-width: 30rem) { table { font-size: .84rem } th, td { padding: .25rem .3rem } }
 """
 
