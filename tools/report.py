@@ -15,8 +15,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' (default: the best there is)")
     args = parser.parse_args(argv)
     try:
+        from mmffnet.benchmark.page import write_report
         from mmffnet.errors import UsageError
-        from mmffnet.owndata.finetune import write_report
     except ImportError as error:
         parser.error(f'mmffnet cannot be imported: {error}')
     try:

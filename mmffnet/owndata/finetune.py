@@ -12,7 +12,7 @@ from mmengine.device import get_device
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 
-from mmffnet.benchmark.evaluation import evaluate
+from mmffnet.benchmark.page import list_items, write_html, write_report
 from mmffnet.checkpoint import read_checkpoint, save_atomically
 from mmffnet.engine import runner
 from mmffnet.engine.models import build_model, scope_of
@@ -22,7 +22,6 @@ from mmffnet.inference.tiles import Tiling
 
 from .convert import split_pictures, write_annotations
 from .formats import read_own_data
-from .page import list_items, write_html, write_page
 from .recipe import choose, fit_epochs, write_config
 from .report import examine, read_pictures
 from .tiles import cut_into_tiles
@@ -140,31 +139,4 @@ def _train(config: Path, folder: Path, resume: bool, say: Callable[[str], None])
     say(f'weights: {weights}')
     page = write_report(str(config), str(checkpoint), folder / 'results.html')
     say(f'results: {page}')
-    return page
-
-
-def write_report(config: str, checkpoint: str, page: str | Path, device: str | None = None) -> Path:
-    """Test a trained model on the pictures of its config and write the page of results.
-
-    The numbers go beside the page as JSON.
-    """
-    page = Path(page)
-    results = evaluate(config, checkpoint, device)
-    report = page.with_name('data.html')
-    data = report.read_text(encoding='utf-8') if report.is_file() else ''
-    data = data.partition('</h1>')[2].replace('</body></html>', '')
-    logs = sorted(Path(checkpoint).parent.glob('*/vis_data/scalars.json'))
-    tiles = runner.read_config(config).get('tiles')
-    cut = f' --tiles {tiles}' if tiles else ''
-    commands = (
-        f'mmffnet train {config}\n'
-        f'mmffnet report {config} {checkpoint} --out {page}\n'
-        f'mmffnet infer {config} {checkpoint} PICTURES{cut} --out-dir predictions\n'
-        f'mmffnet export {config} {checkpoint} --format onnx'
-    )
-    name = Path(config).stem if Path(config).stem != 'config' else page.resolve().parent.name
-    try:
-        write_page(page, f'{name}: results', results, commands, logs[-1] if logs else None, data)
-    except OSError as error:
-        raise UsageError(f'cannot write {page}: {error}') from error
     return page

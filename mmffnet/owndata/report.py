@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mmffnet.benchmark.page import list_items, table
 from mmffnet.benchmark.report import markdown
 
 from .formats import UNREADABLE, OwnData, shorten
-from .page import list_items, table
 
 _STRIDES = (4, 8, 16, 32, 64)
 _SAME = 24  # bits of 528 in which copies may differ; other pictures do in 60 and more

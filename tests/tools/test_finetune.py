@@ -31,7 +31,7 @@ def test_dry_run(tool, tmp_path):
     assert status == 0
     out = tmp_path / 'work_dirs' / 'finetune_my pictures'
     assert 'config: work_dirs/finetune_my pictures/config.py' in text
-    assert 'epochs, lr = 64, 1, 2,' in (out / 'config.py').read_text()
+    assert 'epochs, lr = 64, None, 1, 2,' in (out / 'config.py').read_text()
     assert sorted(path.name for path in out.iterdir()) == ['annotations', 'config.py', 'data.html']
 
 

@@ -14,8 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mmffnet.benchmark.evaluation import Example, Results
 from mmffnet.checkpoint import atomic_write
+from mmffnet.engine.runner import read_config
+from mmffnet.errors import UsageError
+
+from .evaluation import Example, Results, evaluate
 
 _WIDTH = 640  # pixels of a painted picture
 _LINES = 10  # classes whose curves are drawn
@@ -83,6 +86,33 @@ def _show(value: Any) -> str:
     if value is None or value != value:
         return '-'
     return f'{value:.3f}' if isinstance(value, float) else html.escape(str(value))
+
+
+def write_report(config: str, checkpoint: str, page: str | Path, device: str | None = None) -> Path:
+    """Test a trained model on the pictures of its config and write the page of results.
+
+    The numbers go beside the page as JSON.
+    """
+    page = Path(page)
+    results = evaluate(config, checkpoint, device)
+    report = page.with_name('data.html')
+    data = report.read_text(encoding='utf-8') if report.is_file() else ''
+    data = data.partition('</h1>')[2].replace('</body></html>', '')
+    logs = sorted(Path(checkpoint).parent.glob('*/vis_data/scalars.json'))
+    tiles = read_config(config).get('tiles')
+    cut = f' --tiles {tiles}' if tiles else ''
+    commands = (
+        f'mmffnet train {config}\n'
+        f'mmffnet report {config} {checkpoint} --out {page}\n'
+        f'mmffnet infer {config} {checkpoint} PICTURES{cut} --out-dir predictions\n'
+        f'mmffnet export {config} {checkpoint} --format onnx'
+    )
+    name = Path(config).stem if Path(config).stem != 'config' else page.resolve().parent.name
+    try:
+        write_page(page, f'{name}: results', results, commands, logs[-1] if logs else None, data)
+    except OSError as error:
+        raise UsageError(f'cannot write {page}: {error}') from error
+    return page
 
 
 def write_page(
