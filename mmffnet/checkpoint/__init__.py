@@ -10,10 +10,18 @@ from .load import (
     official_url,
     translate_state_dict,
 )
-from .names import OFFICIAL_WEIGHTS, NameMap, OfficialFile, add_family, find_networks
+from .names import (
+    OFFICIAL_WEIGHTS,
+    OWN_WEIGHTS,
+    NameMap,
+    OfficialFile,
+    add_family,
+    find_networks,
+)
 
 __all__ = [
     'OFFICIAL_WEIGHTS',
+    'OWN_WEIGHTS',
     'SCHEME',
     'NameMap',
     'OfficialFile',
