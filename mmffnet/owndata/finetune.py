@@ -1,17 +1,11 @@
 """From a folder of labelled pictures to a trained model."""
 
-import statistics
 import time
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
-from mmengine.device import get_device
-from mmengine.optim import build_optim_wrapper
-from mmengine.runner import Runner
-
 from mmffnet.engine import runner
-from mmffnet.engine.models import build_model, scope_of
+from mmffnet.engine.measure import measure_step
 from mmffnet.engine.resume import find_checkpoint
 from mmffnet.errors import UsageError
 
@@ -21,8 +15,6 @@ from .page import write_page
 from .recipe import choose, fit_epochs, write_config
 from .report import examine, read_pictures
 from .results import evaluate
-
-_MEASURED = 6  # steps that are timed
 
 
 def finetune(
@@ -97,7 +89,7 @@ def finetune(
     write_config(recipe, data, files, config)
     if minutes and not epochs and not dry_run:
         count = len(data.part('train'))
-        step = _measure(config)
+        step = measure_step(runner.read_config(str(config)))
         test = len(data.part('val')) * step / recipe.batch
         fit_epochs(recipe, count, minutes, step, test)
         write_config(recipe, data, files, config)
@@ -105,22 +97,6 @@ def finetune(
     say(f'\nconfig: {config}')
     (folder / 'data.html').write_text(report.as_html(), encoding='utf-8')
     return None if dry_run else _train(config, folder, resume, say)
-
-
-def _measure(config: Path) -> float:
-    """Seconds of a training step here, without the first ones."""
-    cfg = runner.read_config(str(config))
-    model = build_model(cfg, get_device()).train()
-    with scope_of(cfg):
-        optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
-        loader = Runner.build_dataloader(cfg.train_dataloader)
-    times = []
-    start = time.perf_counter()
-    for batch in islice(iter(loader), _MEASURED):
-        model.train_step(batch, optimizer)
-        times.append(time.perf_counter() - start)
-        start = time.perf_counter()
-    return statistics.median(times[1:] or times)
 
 
 def _train(config: Path, folder: Path, resume: bool, say: Callable[[str], None]) -> Path:
