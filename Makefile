@@ -33,6 +33,8 @@ docs: $(READY)
 	$(VENV)/bin/python tools/dev/operators_table.py
 	$(VENV)/bin/python tools/dev/versions_table.py
 	$(VENV)/bin/python tools/dev/results_tables.py
+	$(VENV)/bin/python -m sphinx -W --keep-going -q -c docs . site
+	@echo 'open site/index.html'
 
 $(READY): setup.py pyproject.toml requirements/pins.txt tools/dev/setup_env.sh
 	@PYTHON='$(PYTHON)' bash tools/dev/setup_env.sh '$(VENV)'

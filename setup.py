@@ -41,7 +41,10 @@ EXTRAS = {
 # without 'lite': mmcv-lite would land on top of a full mmcv
 EXTRAS['all'] = sorted({name for key in EXTRAS if key != 'lite' for name in EXTRAS[key]})
 EXTRAS['export'] = ['coremltools', 'onnx', 'onnxruntime', 'onnxscript', 'openvino']
+EXTRAS['hub'] = ['huggingface_hub>=0.34', 'safetensors']
+EXTRAS['fast'] = ['faster-coco-eval>=1.8']
 EXTRAS['web'] = ['gradio']
+EXTRAS['docs'] = ['furo', 'myst-parser', 'sphinx']
 EXTRAS['dev'] = [
     'hypothesis',
     'ipykernel',

@@ -9,6 +9,10 @@ class UsageError(ValueError):
     """A mistake in what the user asked for, which the tools report in one line."""
 
 
+class MissingPackageError(UsageError, ImportError):
+    """An optional package is needed that cannot be imported."""
+
+
 class DamagedCheckpointError(RuntimeError):
     """A file that is damaged, incomplete or no checkpoint at all."""
 

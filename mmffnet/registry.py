@@ -21,6 +21,7 @@ def _child(name: str, parent: Registry, location: str) -> Registry:
 
 MODELS = _child('model', mmengine_registry.MODELS, 'mmffnet.models')
 HOOKS = _child('hook', mmengine_registry.HOOKS, 'mmffnet.engine')
+METRICS = _child('metric', mmengine_registry.METRICS, 'mmffnet.engine.fast_coco')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(
     'optim_wrapper_constructor', mmengine_registry.OPTIM_WRAPPER_CONSTRUCTORS, 'mmffnet.engine'
 )
@@ -28,6 +29,7 @@ PARAM_SCHEDULERS = _child(
     'parameter scheduler', mmengine_registry.PARAM_SCHEDULERS, 'mmffnet.engine'
 )
 TRANSFORMS = _child('transform', mmengine_registry.TRANSFORMS, 'mmffnet.engine')
+DATA_SAMPLERS = _child('data sampler', mmengine_registry.DATA_SAMPLERS, 'mmffnet.engine')
 
 #: What version 0.1 had in mmengine's registries and newer versions have in ours
 _MOVED = frozenset(

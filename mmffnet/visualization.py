@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -68,7 +68,7 @@ def paint_detections(
     boxes: np.ndarray,
     scores: np.ndarray,
     labels: np.ndarray,
-    masks: np.ndarray | None,
+    masks: Any,
     legend: Legend,
 ) -> np.ndarray:
     """Paints masks, boxes and names of objects.
@@ -78,7 +78,7 @@ def paint_detections(
         boxes (np.ndarray): (n, 4), x1, y1, x2, y2 in pixels.
         scores (np.ndarray): (n,).
         labels (np.ndarray): (n,).
-        masks (np.ndarray, optional): (n, H, W) of bool.
+        masks (np.ndarray | PlacedMasks, optional): (n, H, W) of bool.
         legend (Legend): Names and colours.
 
     Returns:
@@ -88,7 +88,7 @@ def paint_detections(
     width = max(2, round(max(painted.shape[:2]) / 450))
     order = np.argsort(scores, kind='stable')  # the surest on top
     for i in order if masks is not None else ():
-        _fill(painted, masks[i], boxes[i], factor, legend.colour(labels[i]), width)  # type: ignore
+        _fill(painted, masks[i], boxes[i], factor, legend.colour(labels[i]), width)
     for i in order:
         # thin where there is an outline already
         corners = [round(float(c) * factor) for c in boxes[i]]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _MODULES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'numpy')
-_COMPANY = ('timm', 'onnxruntime', 'openvino')
+_COMPANY = ('timm', 'triton', 'onnxruntime', 'openvino')
 # The optional packages, by what installs them: the official ones and those of the onedl fork.
 _OPTIONAL = {
     'mmdet': ('mmdet', 'onedl-mmdetection'),
@@ -32,7 +32,8 @@ def environment(quick: bool = False) -> dict[str, Any]:
 
     Returns:
         dict: ``packages`` (name -> version or None), ``ops`` ('mmcv (native)',
-        'torchvision (mmffnet)' or 'none') and ``problems`` (sentences that say what to do).
+        'torchvision (mmffnet)' or 'none'), ``kernels`` (implementations of depthwise convolutions)
+        and ``problems`` (sentences that say what to do).
     """
     versions = {module: _version(module) for module in _MODULES}
     packages: dict[str, str | None] = {
@@ -46,13 +47,18 @@ def environment(quick: bool = False) -> dict[str, Any]:
         packages['cuda'], packages['devices'], problems = _torch()
     packages |= {**versions, 'opencv': _version('cv2')}
     packages |= {module: _version(module) for module in _COMPANY}
-    ops = 'none'
+    ops, kernels = 'none', ''
     if not quick and not problems and packages['mmengine'] and packages['mmcv']:
         ops, problems = _ops()
+    if ops != 'none':
+        try:
+            kernels = importlib.import_module('mmffnet.ops.depthwise').describe_kernels()
+        except ValueError as error:
+            problems = [f'{error}.']
     problems += _missing(packages) + _mixed_up() + _too_new(packages)
     if ops != 'none':  # else what is wrong below would be said again of each
         problems += _broken(packages, problems)
-    return {'packages': packages, 'ops': ops, 'problems': problems}
+    return {'packages': packages, 'ops': ops, 'kernels': kernels, 'problems': problems}
 
 
 def _torch() -> tuple[str | None, str | None, list[str]]:

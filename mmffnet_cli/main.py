@@ -23,6 +23,7 @@ TOOLS = {
     'export': 'write a model as ONNX, OpenVINO, CoreML or TorchScript',
     'benchmark': 'accuracy and speed of models, side by side',
     'get-flops': 'parameters and multiply-adds of a config',
+    'push': 'upload a trained model to the Hugging Face Hub',
     'reparameterize': 'fold batch norms and branches of a trained model into a new checkpoint',
     'convert-names': 'convert a checkpoint between official names and ours',
     'prepare-data': 'fetch COCO, ADE20K or Cityscapes and lay it out',
@@ -102,6 +103,7 @@ def _print_environment(quick: bool) -> int:
     rows = {'mmffnet': _version(), **found['packages']}
     if not quick:
         rows['mmcv.ops'] = found['ops']
+        rows['depthwise'] = found['kernels'] or None
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f'{name:{width}}  {value or "-"}')

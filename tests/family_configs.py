@@ -29,11 +29,15 @@ def scope_of(name: str) -> str:
     return TASKS[name.partition('/')[0]]
 
 
-def metadata(name: str) -> dict[str, Any]:
+def entry(name: str) -> dict[str, Any]:
     """What the metafile says of a config."""
     path = ROOT / 'configs' / Path(name).parent / 'metafile.yml'
     models = yaml.safe_load(path.read_text())['Models']
-    return next(m['Metadata'] for m in models if m['Config'] == f'configs/{name}')
+    return next(m for m in models if m['Config'] == f'configs/{name}')
+
+
+def metadata(name: str) -> dict[str, Any]:
+    return entry(name)['Metadata']
 
 
 @cache

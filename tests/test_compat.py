@@ -326,16 +326,6 @@ def test_web_page_in_the_place_of_a_checkpoint(tmp_path):
         files.read_checkpoint(tmp_path / 'page.pth')
 
 
-def test_safetensors(tmp_path):
-    safetensors = pytest.importorskip('safetensors.torch')
-    path = tmp_path / 'a.safetensors'
-    safetensors.save_file({'weight': torch.ones(100, 10)}, path)
-    assert torch.equal(CheckpointLoader.load_checkpoint(str(path))['weight'], torch.ones(100, 10))
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DamagedCheckpointError, match=r'a\.safetensors: it is damaged'):
-        files.read_checkpoint(path)
-
-
 def test_missing_file_and_home_directory(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r'checkpoint .*none\.pth does not exist'):
         files.read_checkpoint(tmp_path / 'none.pth')

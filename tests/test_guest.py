@@ -53,7 +53,8 @@ def state():
         signals=[str(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)],
         torch=[torch.get_num_threads(), str(torch.get_default_dtype()), torch.is_grad_enabled(),
                torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark],
-        packages=sorted({'mmdet', 'mmseg', 'mmpretrain', 'timm', 'torchvision'} & set(sys.modules)),
+        packages=sorted({'mmdet', 'mmseg', 'mmpretrain', 'timm', 'torchvision', 'safetensors',
+                         'huggingface_hub'} & set(sys.modules)),
     )
 
 before = state()
@@ -78,7 +79,7 @@ def test_an_import_changes_what_the_readme_says():
     theirs, ours = before['loaders'], after['loaders']
     replaced = ['', 'http://', 'https://', *(p for p in theirs if 's3' in p or 'petrel' in p)]
     changed = [prefix for prefix in ours if ours[prefix] != theirs.get(prefix)]
-    assert sorted(changed) == sorted(['mmffnet://', *replaced]) and len(replaced) == 5
+    assert sorted(changed) == sorted(['hf://', 'mmffnet://', *replaced]) and len(replaced) == 5
     assert [s for s in after['storages'] if s not in before['storages']] == ['whole_file']
     extra = [finder for finder in after['finders'] if finder not in before['finders']]
     assert extra in ([], ['NativeOpsFinder'])  # it is there already where mmffnet is installed

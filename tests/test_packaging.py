@@ -106,7 +106,7 @@ def test_wheel_content(wheel):
     required = [Requirement(text) for text in metadata.get_all('Requires-Dist')]
     assert [str(item) for item in required if item.marker is None] == ['torch>=2.6']
     assert set(metadata.get_all('Provides-Extra')) == {
-        *('lite', 'det', 'seg', 'cls', 'all', 'export', 'web', 'dev')
+        *('lite', 'det', 'seg', 'cls', 'all', 'export', 'hub', 'fast', 'web', 'docs', 'dev')
     }
     assert metadata['Requires-Python'] == '>=3.10'
     assert '# mmffnet' in metadata.get_payload()

@@ -1,8 +1,9 @@
-"""What the README shows works as it stands."""
+"""The examples of the README and of the pages that it begins work as they stand."""
 
 import re
-from pathlib import Path
+from functools import partial
 
+import pages
 import pytest
 import torch
 from mmengine.analysis import FlopAnalyzer
@@ -14,16 +15,11 @@ from mmengine.structures import InstanceData, PixelData
 import mmffnet
 from mmffnet.checkpoint import OFFICIAL_WEIGHTS, OWN_WEIGHTS
 
-README = Path(__file__).parents[1] / 'README.md'
+block = partial(pages.block, 'README.md')
 
 
-def block(name):
-    (code,) = re.findall(rf'<!-- tested: {name} -->\n```python\n(.*?)```', README.read_text(), re.S)
-    return code
-
-
-def model_of(name, tmp_path):
-    (tmp_path / 'config.py').write_text(block(name))
+def model_of(page, name, tmp_path):
+    (tmp_path / 'config.py').write_text(pages.block(page, name))
     cfg = Config.fromfile(tmp_path / 'config.py')
     assert cfg.model.backbone.init_cfg.checkpoint.removeprefix('mmffnet://') in OFFICIAL_WEIGHTS
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -32,13 +28,13 @@ def model_of(name, tmp_path):
     return cfg, model.train()
 
 
-@pytest.mark.parametrize('name', ['three', 'mmdet'])
-def test_mmdet_config_trains(tmp_path, name):
+@pytest.mark.parametrize(('page', 'name'), [('README.md', 'three'), ('docs/backbone.md', 'mmdet')])
+def test_mmdet_config_trains(tmp_path, page, name):
     pytest.importorskip('mmdet')
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
 
-    cfg, model = model_of(name, tmp_path)
+    cfg, model = model_of(page, name, tmp_path)
     if name == 'mmdet':
         assert cfg.optim_wrapper.optimizer.type == 'AdamW' and 'momentum' not in cfg.optim_wrapper
     sample = DetDataSample(metainfo=dict(img_shape=(64, 96), pad_shape=(64, 96)))
@@ -62,7 +58,7 @@ def test_mmseg_config_trains(tmp_path):
     pytest.importorskip('mmseg')
     from mmseg.structures import SegDataSample
 
-    _, model = model_of('mmseg', tmp_path)
+    _, model = model_of('docs/backbone.md', 'mmseg', tmp_path)
     sample = SegDataSample(metainfo=dict(img_shape=(64, 64)))
     sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, 64, 64)))
     losses = model(torch.rand(2, 3, 64, 64), [sample, sample.clone()], mode='loss')
@@ -70,23 +66,6 @@ def test_mmseg_config_trains(tmp_path):
     loss.backward()
     assert {'decode.loss_ce', 'aux.loss_ce'} <= set(parts)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.backbone.parameters())
-
-
-def test_python_example(capsys):
-    names = {}
-    exec(block('python'), names)  # noqa: S102
-    printed = capsys.readouterr().out
-    assert printed.strip() in block('python')
-    claimed = int(re.search(r'(\d+) batch norms fewer', block('python'))[1])
-    fresh = MODELS.build(dict(type='FFNet', arch='nano'))
-    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in fresh.modules()) == claimed
-    assert names['fast'].deploy
-
-
-def test_base_example(tmp_path):
-    (tmp_path / 'config.py').write_text(block('base'))
-    cfg = Config.fromfile(tmp_path / 'config.py')
-    assert cfg.model.backbone.type == 'FFNet' and cfg.train_dataloader.batch_size == 4
 
 
 def test_mixers_example():
@@ -99,7 +78,7 @@ def test_mixers_example():
 
 def test_meta_mixer_example():
     names = {}
-    exec(block('meta-mixer'), names)  # noqa: S102
+    exec(pages.block('docs/mixers.md', 'meta-mixer'), names)  # noqa: S102
     backbone = MODELS.build(names['model'])
     mixers = [stage.blocks[0].token_mixer for stage in backbone.stages]
     assert {type(mixer) for mixer in mixers} == {mmffnet.models.MetaMixer}
@@ -110,7 +89,7 @@ def test_meta_mixer_example():
 def test_table_of_variants():
     rows = re.findall(
         r'^\| `(\w+)` \| ([\d, ]+) \| .*? \| ([\d. /]+) \| ([\d. /]+) \| (.*) \|$',
-        README.read_text(),
+        pages.read('README.md'),
         re.M,
     )
     assert [row[0] for row in rows] == list(mmffnet.FFNet.arch_settings)

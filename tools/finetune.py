@@ -1,6 +1,7 @@
 """Train a model on a folder of one's own labelled pictures."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmffnet_cli import Parser
 
@@ -10,8 +11,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument('data', help='the folder; nothing in it is changed')
     parser.add_argument('--task', choices=['det', 'instance', 'seg', 'cls'])
     parser.add_argument('--arch', choices=['nano', 'ffnet1', 'ffnet2', 'ffnet3', 'ffnet4'])
-    parser.add_argument('--minutes', type=float, metavar='M', help='how long to train')
-    parser.add_argument('--epochs', type=int, metavar='N', help='how often to see each picture')
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument(
+        '--minutes', type=float, default=30, metavar='M', help='how long to train (default: 30)'
+    )
+    budget.add_argument('--epochs', type=int, metavar='N', help='how often to see each picture')
     parser.add_argument('--weights', metavar='FILE', help='a checkpoint or address to start from')
     parser.add_argument('--out', metavar='DIR', help='where all that is made goes')
     parser.add_argument(
@@ -23,6 +27,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         '--group-by', metavar='REGEX', help='pictures that match alike stay in one part'
     )
     parser.add_argument('--size', type=int, metavar='PIXELS', help='longer side of the pictures')
+    parser.add_argument(
+        '--tiles', type=int, metavar='PIXELS', help='cut larger pictures into tiles'
+    )
     parser.add_argument('--dry-run', action='store_true', help='stop after config and report')
     parser.add_argument('--resume', action='store_true', help='continue what was interrupted')
     args = parser.parse_args(argv)
@@ -33,10 +40,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         parser.error(f'mmffnet cannot be imported: {error}')
     options = vars(args)
     root = options.pop('data')
-    out = options.pop('out') or f'work_dirs/finetune_{root.rstrip("/").rpartition("/")[2]}'
+    out = options.pop('out') or f'work_dirs/finetune_{Path(root).resolve().name}'
+    if min(args.minutes, args.epochs or 1, args.size or 1) <= 0:
+        parser.error('--minutes, --epochs and --size must be more than 0')
     try:
         finetune(root, out, **options)
-    except UsageError as error:
+    except (UsageError, OSError) as error:  # such as a disk that is full
         parser.error(str(error))
 
 

@@ -6,6 +6,7 @@ is 0, or 1 if something could not be read, or 2 if nothing was done.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from mmffnet_cli import Parser, format_of
@@ -43,6 +44,21 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument('--device', help="such as 'cpu' or 'cuda:1'; default: the best there is")
     parser.add_argument('--fuse', action='store_true', help='re-parameterise the model first')
     parser.add_argument('--tta', action='store_true', help='average over augmented inputs')
+    parser.add_argument(
+        '--tiles', type=int, metavar='PIXELS', help='cut larger pictures into tiles of this size'
+    )
+    parser.add_argument(
+        '--overlap', type=float, metavar='SHARE', help='of neighbouring tiles; default: 0.2'
+    )
+    parser.add_argument('--amp', action='store_true', help='predict in mixed precision')
+    parser.add_argument(
+        '--channels-last',
+        action=argparse.BooleanOptionalAction,
+        help='use the memory format channels_last (default: where it is faster, see docs/speed.md)',
+    )
+    parser.add_argument(
+        '--graph', action='store_true', help='CUDA graphs of backbone and neck, one for a shape'
+    )
     parser.add_argument('--max-frames', type=int, metavar='N', help='stop after N pictures')
     parser.add_cfg_options()
     args = parser.parse_intermixed_args(argv)
@@ -50,6 +66,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f'--{name.replace("_", "-")} must be at least 1')
 
+    if args.overlap is not None and args.tiles is None:
+        parser.error('--overlap is for --tiles')
     try:
         from mmffnet.engine.imports import import_models
         from mmffnet.engine.runner import read_config
@@ -64,14 +82,29 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         sources = find_sources(inputs, args.out_dir)
         if checkpoint is not None:
             import_models(read_config(args.model, args.cfg_options))
+        tiling = dict(tiles=args.tiles, overlap=0.2 if args.overlap is None else args.overlap)
         inferencer = Inferencer(
-            args.model, checkpoint, args.device, args.fuse, args.tta, args.cfg_options
+            args.model,
+            checkpoint,
+            args.device,
+            args.fuse,
+            args.tta,
+            args.cfg_options,
+            amp=args.amp,
+            channels_last=args.channels_last,
+            graph=args.graph,
+            **tiling,
         )
         summary = inferencer.write(
             sources, args.out_dir, args.batch_size, args.score_thr, args.max_frames, progress=True
         )
     except UsageError as error:
         parser.error(str(error))
+    if args.channels_last is None and getattr(inferencer.model, 'channels_last', False):
+        print(
+            'channels_last was used: faster here, --no-channels-last switches it off',
+            file=sys.stderr,
+        )
     print(f'{summary}\nresults: {args.out_dir}')
     parser.exit(1 if summary.skipped or summary.interrupted else 0)
 

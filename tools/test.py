@@ -22,7 +22,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     )
     parser.add_argument('--tta', action='store_true', help='average over augmented inputs')
     parser.add_argument('--fuse', action='store_true', help='re-parameterise the model first')
-    parser.add_argument('--compile', action='store_true', help='compile backbone and neck')
+    parser.add_argument(
+        '--compile',
+        nargs='?',
+        const=True,
+        default=False,
+        choices=['default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'],
+        help="compile backbone and neck, in this mode of torch.compile (default: 'default')",
+    )
     parser.add_argument(
         '--channels-last',
         action=argparse.BooleanOptionalAction,

@@ -26,7 +26,19 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size'
     )
-    parser.add_argument('--compile', action='store_true', help='compile backbone and neck')
+    parser.add_argument(
+        '--compile',
+        nargs='?',
+        const=True,
+        default=False,
+        choices=['default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'],
+        help="compile backbone and neck, in this mode of torch.compile (default: 'default')",
+    )
+    parser.add_argument(
+        '--cuda-graphs',
+        action='store_true',
+        help='capture the steps of backbone and neck where the shape of the inputs is fixed',
+    )
     parser.add_argument(
         '--channels-last',
         action=argparse.BooleanOptionalAction,
@@ -47,7 +59,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     try:
         cfg = runner.read_config(args.config, args.cfg_options, args.work_dir, args.launcher)
         runner.train_config(
-            cfg, args.resume, args.amp, args.auto_scale_lr, args.compile, args.channels_last
+            cfg,
+            args.resume,
+            args.amp,
+            args.auto_scale_lr,
+            args.compile,
+            args.channels_last,
+            args.cuda_graphs,
         )
         import_models(cfg)
         runner.run(runner.build_runner(cfg), 'train')

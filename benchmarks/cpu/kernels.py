@@ -89,7 +89,7 @@ def main() -> None:
     table = markdown(rows)
     print(table)
     if args.out:
-        write(args.out / 'kernels.md', table)
+        write(args.out / 'kernels.md', f'# Depthwise convolutions on a CPU\n\n{table}')
         content = dict(device=device_name('cpu'), threads=args.threads, rows=rows)
         content['environment'] = environment('cpu')
         write_json(args.out / 'kernels.json', content)

@@ -1,4 +1,4 @@
-"""Measuring: accuracy against published numbers, speed against other networks, sizes, profiles.
+"""Measuring: accuracy, errors, speed against other networks, sizes, profiles.
 
 Nothing is imported here: each module needs other optional packages.
 """

@@ -121,13 +121,15 @@ def plan(
         entries (Sequence[Entry]): The models.
         out (Path): The folder of results.
         tta (bool): Evaluate also with test-time augmentation the models that have a number
-            published for it. Defaults to False.
+            published for it; those that have no other number are never evaluated without. Defaults
+            to False.
         fuse (bool): Re-parameterise the models first. Defaults to False.
         cfg_options (Sequence[str]): Settings to override in every config. Defaults to ().
     """
     jobs = []
     for entry in entries:
-        for with_tta in (False, True) if tta and _AUGMENTED & set(entry.published) else (False,):
+        published = {metric in _AUGMENTED for metric in entry.published} or {False}
+        for with_tta in sorted(published) if tta else [min(published)]:
             stem = re.sub(r'[^\w.=+-]', '_', entry.name) + ('_tta' if with_tta else '')
             request = dict(
                 config=entry.config,

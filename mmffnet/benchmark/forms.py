@@ -1,6 +1,7 @@
 """Forms that a network can run in: fused or not, memory layout, compiled, precision, runtime."""
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +15,11 @@ from mmffnet_cli import FORMATS
 from ..deploy.export import export_module
 from ..deploy.reparameterize import run_tensors
 from ..deploy.runtimes import load_exported
+from ..engine.hooks.speed import trunk
 from ..errors import UsageError
 from ..ops.depthwise import use_kernels
 from ..ops.depthwise_cpu import warn_of_bfloat16
+from ..ops.graphs import InferenceGraphs, TrainingGraph
 from .networks import fuse
 
 #: Formats of the files that runtimes load
@@ -38,6 +41,9 @@ class Form(NamedTuple):
         bf16 (bool): bfloat16: weights and maps of backbones, automatic mixed precision in whole
             models and training, the runtime's own choice of layers in OpenVINO.
         plain (bool): PyTorch's own depthwise convolutions, see :mod:`mmffnet.ops.depthwise`.
+        triton (bool): Triton's, where they can.
+        graph (bool): CUDA graphs, see :mod:`mmffnet.ops.graphs`; of a whole model, of backbone and
+            neck.
     """
 
     fused: bool = False
@@ -48,6 +54,8 @@ class Form(NamedTuple):
     openvino: bool = False
     bf16: bool = False
     plain: bool = False
+    triton: bool = False
+    graph: bool = False
 
     def __str__(self) -> str:
         return '+'.join(name for name, on in self._asdict().items() if on) or 'eager'
@@ -73,6 +81,8 @@ def parse_form(text: str) -> Form:
         raise UsageError(f"'{text}' is no form: {form.runtime} goes with fused and bf16 alone")
     if form.onnxruntime and form.bf16:
         raise UsageError(f"'{text}' is no form: ONNX Runtime computes in float32 on CPUs")
+    if form.plain and form.triton:
+        raise UsageError(f"'{text}' is no form: plain and triton exclude each other")
     return form
 
 
@@ -108,6 +118,8 @@ def prepare(
         model, image = model.bfloat16(), image.bfloat16()
     if form.compile or form.freeze:
         _compile(model, form)
+    if form.graph:
+        _capture(model, image, InferenceGraphs)
 
     @torch.no_grad()
     def call() -> list[Tensor]:
@@ -115,6 +127,8 @@ def prepare(
         with cast, _kernels(form):
             return run_tensors(model, image)
 
+    if form.graph:
+        call()  # a shape must come again to get a graph
     return call, parameters
 
 
@@ -132,6 +146,8 @@ def prepare_training(model: nn.Module, form: Form, image: Tensor) -> tuple[Call,
     model, image = _lay_out(model.train(), form, image)
     if form.compile:
         _compile(model, form)
+    if form.graph:
+        _capture(model, image, TrainingGraph)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         weights = [
@@ -152,7 +168,8 @@ def prepare_training(model: nn.Module, form: Form, image: Tensor) -> tuple[Call,
 
 
 def _kernels(form: Form) -> contextlib.AbstractContextManager[None]:
-    return use_kernels('plain') if form.plain else contextlib.nullcontext()
+    chosen = 'plain' if form.plain else 'triton' if form.triton else None
+    return use_kernels(chosen) if chosen else contextlib.nullcontext()
 
 
 def _lay_out(model: nn.Module, form: Form, image: Tensor) -> tuple[nn.Module, Tensor]:
@@ -170,11 +187,21 @@ def _compile(model: nn.Module, form: Form) -> None:
     torch._dynamo.config.recompile_limit = 1000
     torch._dynamo.config.accumulated_recompile_limit = 10000
     options = dict(options={'freezing': True}) if form.freeze else {}
-    parts: list[Any] = [model]
-    if hasattr(model, 'backbone'):
-        parts = [part for part in (model.backbone, getattr(model, 'neck', None)) if part]
-    for part in parts:
+    for part in _parts(model):
         part.compile(**options)
+
+
+def _capture(
+    model: nn.Module, image: Tensor, graphs: type[TrainingGraph | InferenceGraphs]
+) -> None:
+    if not image.is_cuda:
+        raise UsageError('graph is a form for GPUs')
+    for part in _parts(model):
+        graphs(part, warnings.warn)
+
+
+def _parts(model: Any) -> list[nn.Module]:
+    return trunk(model) if hasattr(model, 'backbone') else [model]
 
 
 def prepare_exported(path: Path, form: Form, image: Tensor, threads: int) -> Call:

@@ -23,6 +23,7 @@ class Entry:
         dataset (str): What it is evaluated on. Defaults to ''.
         published (dict[str, float]): Metrics by the names of the metafile. Defaults to none.
         metadata (dict): What the metafile says besides. Defaults to nothing.
+        reported_by (str): Who reports the metrics. Defaults to ''.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Entry:
     dataset: str = ''
     published: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+    reported_by: str = ''
 
 
 def read_entries(metafile: str | None = None) -> list[Entry]:
@@ -81,6 +83,7 @@ def _read(path: Path, *folders: Path) -> list[Entry]:
                 dataset=', '.join(dict.fromkeys(str(r.get('Dataset', '')) for r in results)),
                 published={k: float(v) for r in results for k, v in r['Metrics'].items()},
                 metadata=model.get('Metadata') or {},
+                reported_by=str(model.get('Reported By') or ''),
             )
             for model in yaml.safe_load(path.read_text(encoding='utf-8'))['Models'] or ()
             for results in [model.get('Results') or []]

@@ -34,40 +34,34 @@ class Peer(NamedTuple):
         timm_name (str): Its name there.
         size (int): Height and width of the pictures that the accuracy was measured on.
         accuracy (float): Top-1 accuracy.
-        source (str): Where that is published.
     """
 
     timm_name: str
     size: int
     accuracy: float
-    source: str
 
 
-_SWIN = 'Liu et al. 2021, arXiv 2103.14030'
-_CONVNEXT = 'Liu et al. 2022, arXiv 2201.03545'
-_FASTVIT = 'github.com/apple/ml-fastvit (Vasu et al. 2023, arXiv 2303.14189)'
-_METAFORMER = 'github.com/sail-sg/metaformer (Yu et al. 2022, arXiv 2210.13452)'
+#: Where the accuracies are published is in docs/benchmarks.md
 PEERS = {
-    'resnet50': Peer('resnet50', 224, 80.4, 'Wightman et al. 2021, arXiv 2110.00476 (recipe A1)'),
-    'convnext_tiny': Peer('convnext_tiny', 224, 82.1, _CONVNEXT),
-    'convnext_small': Peer('convnext_small', 224, 83.1, _CONVNEXT),
-    'swin_tiny': Peer('swin_tiny_patch4_window7_224', 224, 81.3, _SWIN),
-    'swin_small': Peer('swin_small_patch4_window7_224', 224, 83.0, _SWIN),
-    'poolformer_s36': Peer('poolformer_s36', 224, 81.4, 'Yu et al. 2022, arXiv 2111.11418'),
-    'fastvit_sa24': Peer('fastvit_sa24', 256, 82.7, _FASTVIT),
-    'fastvit_sa36': Peer('fastvit_sa36', 256, 83.6, _FASTVIT),
-    'convformer_s18': Peer('convformer_s18', 224, 83.0, _METAFORMER),
-    'caformer_s18': Peer('caformer_s18', 224, 83.6, _METAFORMER),
+    'resnet50': Peer('resnet50', 224, 80.4),
+    'convnext_tiny': Peer('convnext_tiny', 224, 82.1),
+    'convnext_small': Peer('convnext_small', 224, 83.1),
+    'swin_tiny': Peer('swin_tiny_patch4_window7_224', 224, 81.3),
+    'swin_small': Peer('swin_small_patch4_window7_224', 224, 83.0),
+    'poolformer_s36': Peer('poolformer_s36', 224, 81.4),
+    'fastvit_sa24': Peer('fastvit_sa24', 256, 82.7),
+    'fastvit_sa36': Peer('fastvit_sa36', 256, 83.6),
+    'convformer_s18': Peer('convformer_s18', 224, 83.0),
+    'caformer_s18': Peer('caformer_s18', 224, 83.6),
 }
 
 
-#: The families that are called ``<family>-<arch>``: class, size of the pictures, and where the
-#: accuracy is published.
-FAMILIES: dict[str, tuple[Any, int, str]] = {
-    'poolformer': (PoolFormer, 224, 'github.com/sail-sg/poolformer'),
-    'casvit': (CASViT, 224, 'github.com/Tianfang-Zhang/CAS-ViT'),
-    'transnext': (TransNeXt, 224, 'github.com/DaiShiResearch/TransNeXt'),
-    'affnet': (AFFNet, 256, 'github.com/microsoft/TokenMixers'),
+#: The families that are called ``<family>-<arch>``: class, and size of the pictures
+FAMILIES: dict[str, tuple[Any, int]] = {
+    'poolformer': (PoolFormer, 224),
+    'casvit': (CASViT, 224),
+    'transnext': (TransNeXt, 224),
+    'affnet': (AFFNet, 256),
 }
 
 
@@ -111,7 +105,6 @@ class Network:
         size (tuple[int, int]): Height and width to measure at unless told otherwise.
         accuracy (float, optional): Published top-1 accuracy on ImageNet-1k at this size. Defaults
             to None.
-        source (str): Where that is published. Defaults to ''.
         ours (bool): Whether it is a FFNet. Defaults to False.
         exported (Path, optional): The file, if it is an exported model. Defaults to None.
     """
@@ -120,7 +113,6 @@ class Network:
     build: Callable[[str], nn.Module]
     size: tuple[int, int]
     accuracy: float | None = None
-    source: str = ''
     ours: bool = False
     exported: Path | None = None
 
@@ -141,9 +133,7 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
     """
     peer = PEERS.get(name)
     family, _, arch = name.partition('-')
-    network, side, repository = FAMILIES.get(
-        family, (FFNet, 256, 'github.com/ysj9909/FFNet (v1.0)')
-    )
+    network, side = FAMILIES.get(family, (FFNet, 256))
     backbone: dict[str, Any]
     if name in FFNet.arch_settings:
         backbone = dict(type='FFNet', arch=name)
@@ -171,15 +161,13 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
     if around is not None:
         config, size = AROUND[around]
         return Network(name, partial(_build_around, config, backbone), size)
-    accuracy: float | None
-    if peer:
-        _, side, accuracy, source = peer
-    else:
-        accuracy = _published(name, side)
-        source = repository if accuracy else ''
-    build = partial(build_model, Config(dict(model=backbone)))
+    side = peer.size if peer else side
     return Network(
-        name, build, (side, side), accuracy, source, backbone['type'].startswith('FFNet')
+        name,
+        build=partial(build_model, Config(dict(model=backbone))),
+        size=(side, side),
+        accuracy=peer.accuracy if peer else _published(name, side),
+        ours=backbone['type'].startswith('FFNet'),
     )
 
 

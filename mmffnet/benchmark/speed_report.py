@@ -71,7 +71,7 @@ def save(
     """
     batch = settings['batch']
     files = [out / f'speed.{ending}' for ending in ('md', 'csv', 'json', 'png')]
-    write(files[0], f'{title}\n\n{table(measurements, batch)}')
+    write(files[0], f'# {title[:1].upper()}{title[1:]}\n\n{table(measurements, batch)}')
     write_csv(files[1], rows(measurements, batch))
     rounds = [
         dict(network=m.network.name, form=str(m.form), seconds=[round(s, 6) for s in m.seconds])

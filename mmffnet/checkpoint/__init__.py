@@ -2,6 +2,7 @@
 
 from .convert import convert_file, convert_names
 from .files import atomic_write, download, read_checkpoint, save_atomically
+from .hub import HUB
 from .load import (
     SCHEME,
     find_state_dict,
@@ -20,6 +21,7 @@ from .names import (
 )
 
 __all__ = [
+    'HUB',
     'OFFICIAL_WEIGHTS',
     'OWN_WEIGHTS',
     'SCHEME',

@@ -10,7 +10,7 @@ import re
 import secrets
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +24,7 @@ from mmengine.logging import HistoryBuffer
 
 from ..download import download_file
 from ..errors import DamagedCheckpointError
+from .safe_tensors import dump_safetensors, read_safetensors
 
 # What torch's reader is allowed belongs to the process: one thread at a time changes it.
 _READING = threading.RLock()
@@ -95,7 +96,8 @@ def read_checkpoint(path: Any, map_location: Any = 'cpu') -> Any:
     """Read a checkpoint file without ever running code from it.
 
     Args:
-        path (str | Path): A file written by ``torch.save``, or a zip archive that holds one.
+        path (str | Path): A file written by ``torch.save``, a zip archive that holds one, or a
+            file of safetensors.
         map_location (optional): As in ``torch.load``. Defaults to 'cpu'.
 
     Raises:
@@ -107,7 +109,7 @@ def read_checkpoint(path: Any, map_location: Any = 'cpu') -> Any:
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {path} does not exist or is not a file')
     if path.suffix == '.safetensors':
-        return _read_safetensors(path, map_location)
+        return read_safetensors(path, map_location)
     with _open_checkpoint(path) as file:
         try:
             return _torch_load(file, map_location)
@@ -116,19 +118,6 @@ def read_checkpoint(path: Any, map_location: Any = 'cpu') -> Any:
             if explained is None:
                 raise
             raise explained from None
-
-
-def _read_safetensors(path: Path, map_location: Any) -> dict[str, torch.Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-    except ImportError as error:
-        raise ValueError(f'reading {path} needs safetensors: `pip install safetensors`') from error
-    try:
-        tensors = load(path.read_bytes())
-    except SafetensorError as error:
-        raise DamagedCheckpointError(f'cannot read {path}: it is damaged ({error})') from None
-    return {name: tensor.to(map_location or 'cpu') for name, tensor in tensors.items()}
 
 
 def _explain(error: Exception, path: Path) -> Exception | None:
@@ -200,18 +189,23 @@ def download(url: str, folder: Any = None, progress: bool = True) -> Path:
     if not name:
         raise ValueError(f'{url} names no file to download')
     path = folder.expanduser() / name
+    return main_first(lambda: _fetch(url, path, progress and get_rank() == 0))
+
+
+def main_first(fetch: Callable[[], Path]) -> Path:
+    """Lets rank 0 fetch a file, then the others, who find it there if they share its disk."""
+    path = None
     try:
         if get_rank() == 0:
-            _fetch(url, path, progress)
+            path = fetch()
     finally:
         barrier()
-    _fetch(url, path, progress=False)
-    return path
+    return path or fetch()
 
 
-def _fetch(url: str, path: Path, progress: bool) -> None:
+def _fetch(url: str, path: Path, progress: bool) -> Path:
     if path.is_file():
-        return
+        return path
     try:
         with atomic_path(path) as unfinished:
             download_file(url, unfinished, attempts=1, progress=progress)
@@ -220,6 +214,7 @@ def _fetch(url: str, path: Path, progress: bool) -> None:
             f'cannot download {url} ({error}). Without a connection, fetch it elsewhere and put '
             f'it at {path}'
         ) from error
+    return path
 
 
 def save_atomically(content: Any, path: str | os.PathLike, force: bool = False) -> None:
@@ -227,14 +222,18 @@ def save_atomically(content: Any, path: str | os.PathLike, force: bool = False) 
 
     Args:
         content (Any): What to save.
-        path (str): Where.
+        path (str): Where. With the ending ``.safetensors``, ``state_dict`` and ``meta`` alone are
+            written.
         force (bool): Replace a file that is there already. Defaults to False.
     """
     path = Path(path)
     if path.exists() and not force:
         raise FileExistsError(f'{path} exists already; give another name, or --force to replace it')
     with atomic_write(path) as file:
-        torch.save(content, file)
+        if path.suffix == '.safetensors':
+            file.write(dump_safetensors(content, path))
+        else:
+            torch.save(content, file)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from ..datasets.labels import LoadCheckedLabels
 from . import hooks
+from .batch_sizes import MultiSizeBatchSampler, OfBatchSize
 from .hooks import *  # noqa: F403
 from .layer_decay import LayerDecayConstructor
 from .resume import find_checkpoint
@@ -11,6 +12,8 @@ __all__ = [
     *hooks.__all__,
     'LayerDecayConstructor',
     'LoadCheckedLabels',
+    'MultiSizeBatchSampler',
+    'OfBatchSize',
     'WarmupCosineLR',
     'find_checkpoint',
 ]

@@ -31,6 +31,8 @@ def measure_step(cfg: Config, steps: int = 8) -> float:
     start = time.perf_counter()
     for batch in islice(iter(loader), steps):
         model.train_step(batch, optimizer)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
         start = time.perf_counter()
     return statistics.median(times[len(times) // 3 :])

@@ -30,6 +30,7 @@ from mmffnet_cli.paths import config_path
 from ..datasets.checks import BadSampleError, check_samples, find_missing_data, without_annotations
 from ..datasets.labels import check_labels
 from ..models import MixerBackbone
+from ..ops.depthwise_cpu import warn_of_bfloat16
 from ..registry import MODELS
 from .hooks import ChannelsLastHook
 from .resume import find_checkpoint, settle_resume
@@ -66,6 +67,10 @@ def read_config(
     Raises:
         UsageError: If the config cannot be found or read, or an option does not fit it.
     """
+    if '://' in config:
+        raise UsageError(
+            f'{config} is an address, but a config is code: download it, look at it, give the file'
+        )
     try:
         path = config if Path(config).is_file() else config_path(config)
     except FileNotFoundError as error:
@@ -97,8 +102,9 @@ def train_config(
     resume: str | None = None,
     amp: bool = False,
     auto_scale_lr: bool = False,
-    compile: bool = False,
+    compile: bool | str = False,
     channels_last: bool | None = False,
+    cuda_graphs: bool = False,
 ) -> Config:
     """Apply the options of ``tools/train.py`` to a config, in place.
 
@@ -112,9 +118,12 @@ def train_config(
         amp (bool): Whether to train in mixed precision. Defaults to False.
         auto_scale_lr (bool): Whether to scale the learning rate with the batch size. Defaults
             to False.
-        compile (bool): Whether to compile backbone and neck. Defaults to False.
+        compile (bool or str): Whether to compile backbone and neck, or ``torch.compile``'s mode.
+            Defaults to False.
         channels_last (bool, optional): Whether to use the memory format channels_last; None for
             where it was measured to be faster. Defaults to False.
+        cuda_graphs (bool): Whether to capture the steps of backbone and neck as CUDA graphs, where
+            that is possible. Defaults to False.
 
     Raises:
         UsageError: If data are missing, or an option does not fit the config.
@@ -123,6 +132,7 @@ def train_config(
         raise UsageError(missing)
     if amp:
         if get_device() in ('cpu', 'mps'):
+            warn_of_bfloat16()
             raise UsageError('--amp needs a GPU: mmengine trains in full precision elsewhere')
         wrapper = cfg.get('optim_wrapper', {})
         kind = wrapper.get('type', 'OptimWrapper')
@@ -141,6 +151,10 @@ def train_config(
     kind = (cfg.get('optim_wrapper') or {}).get('type')
     half = find_type(kind, OPTIM_WRAPPERS, cfg.get('default_scope')) is AmpOptimWrapper
     _add_speed_hooks(cfg, compile, channels_last, half)
+    if cuda_graphs:
+        if compile in ('reduce-overhead', 'max-autotune'):
+            raise UsageError(f'--cuda-graphs: --compile {compile} captures graphs by itself')
+        _add_hook(cfg, 'CudaGraphHook')
     return cfg
 
 
@@ -153,7 +167,7 @@ def test_config(
     wait_time: float = 2.0,
     tta: bool = False,
     fuse: bool = False,
-    compile: bool = False,
+    compile: bool | str = False,
     channels_last: bool | None = False,
 ) -> Config:
     """Apply the options of ``tools/test.py`` to a config, in place.
@@ -169,7 +183,8 @@ def test_config(
         tta (bool): Whether to average over augmented inputs; flipping only, unless the config
             has a ``tta_pipeline``. Defaults to False.
         fuse (bool): Whether to re-parameterise the model first. Defaults to False.
-        compile (bool): Whether to compile backbone and neck. Defaults to False.
+        compile (bool or str): Whether to compile backbone and neck, or ``torch.compile``'s mode.
+            Defaults to False.
         channels_last (bool, optional): Whether to use the memory format channels_last; None for
             where it was measured to be faster. Defaults to False.
 
@@ -323,6 +338,11 @@ def _resume(cfg: Config, resume: str) -> None:
             print_log(message, 'current', logging.WARNING)
             return
         resume = found
+    elif resume.endswith('.safetensors'):
+        raise UsageError(
+            f'{resume} holds weights alone, nothing to resume with: start from it with '
+            f'--cfg-options load_from={resume}'
+        )
     else:
         check_checkpoint(resume)
     cfg.resume, cfg.load_from = True, resume
@@ -361,27 +381,40 @@ def _add_hook(cfg: Config, name: str, **settings: Any) -> None:
         cfg.custom_imports = dict(imports, imports=['mmffnet', *modules])
 
 
-def _add_speed_hooks(cfg: Config, compile: bool, channels_last: bool | None, half: bool) -> None:
+def _add_speed_hooks(
+    cfg: Config, compile: bool | str, channels_last: bool | None, half: bool
+) -> None:
     if compile:
-        _add_hook(cfg, 'CompileHook')
+        _add_hook(cfg, 'CompileHook', **({} if compile is True else dict(mode=compile)))
+    if half and get_device() == 'cpu':
+        warn_of_bfloat16()
     if channels_last is None:
-        channels_last = _is_faster_channels_last(cfg, half)
-        if channels_last and os.environ.get(_RANKS.get(cfg.get('launcher'), ''), '0') == '0':
-            text = 'the memory format channels_last is used, which is faster here; '
-            print_log(f'{text}--no-channels-last switches it off', 'current')
+        say = os.environ.get(_RANKS.get(cfg.get('launcher'), ''), '0') == '0'
+        channels_last = is_faster_channels_last(cfg, half, get_device(), say)
     if channels_last:
         _add_hook(cfg, 'ChannelsLastHook')
 
 
-def _is_faster_channels_last(cfg: Config, half: bool) -> bool:
-    """Whether the measurements in docs/speed.md say so of this model and device."""
-    backbone = (cfg.get('model') or {}).get('backbone') or {}
+def is_faster_channels_last(cfg: Config, half: bool, device: str, say: bool = True) -> bool:
+    """Whether the measurements in docs/speed.md say so of this model and device.
+
+    Args:
+        cfg (Config): The config.
+        half (bool): Whether it is to run in mixed precision.
+        device (str): The kind of device, such as 'cuda'.
+        say (bool): Whether to tell the user if so. Defaults to True.
+    """
+    model = cfg.get('model') or {}
+    backbone = (model.get('module') or model).get('backbone') or {}
     kind = find_type(backbone.get('type'), MODELS, cfg.get('default_scope'))
     if not (isinstance(kind, type) and issubclass(kind, MixerBackbone)):
         return False
-    if get_device() == 'cuda':
-        return half
-    return get_device() == 'cpu' and torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512')
+    vectorised = torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512')
+    faster = half if device == 'cuda' else device == 'cpu' and vectorised
+    if faster and say:
+        text = 'the memory format channels_last is used, which is faster here; '
+        print_log(f'{text}--no-channels-last switches it off', 'current')
+    return faster
 
 
 def _add_training_hooks(cfg: Config) -> None:

@@ -1,6 +1,7 @@
 """Models on pictures: the class for Python, and what ``tools/infer.py`` does."""
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,6 +17,7 @@ from .exported import ExportedModel, PredictionError
 from .models import Model, OpenMMLabModel
 from .results import Classification, Detections, Result, ResultWriter, Segmentation
 from .sources import Picture, Source, Unreadable
+from .tiles import Tiling, predict_tiles
 
 
 @dataclass
@@ -56,6 +58,14 @@ class Inferencer:
             config has. Defaults to False.
         cfg_options (Sequence[str]): Settings of the config to override, as 'key=value'. Defaults
             to ().
+        tiles (int, optional): Width and height, in pixels, of tiles that larger pictures are cut
+            into and predicted by. Defaults to None: pictures are seen as a whole.
+        overlap (float): Share of a tile that the next one sees too. Defaults to 0.2.
+        amp (bool): Whether to predict in mixed precision. Defaults to False.
+        channels_last (bool, optional): Whether to use the memory format channels_last. Defaults
+            to None, where it was measured to be faster.
+        graph (bool): Whether to replay backbone and neck as CUDA graphs for shapes that come again.
+            Defaults to False.
 
     Raises:
         UsageError: A ValueError: if a file is missing or things do not fit together.
@@ -73,21 +83,37 @@ class Inferencer:
         fuse: bool = False,
         tta: bool = False,
         cfg_options: Sequence[str] = (),
+        tiles: int | None = None,
+        overlap: float = 0.2,
+        amp: bool = False,
+        channels_last: bool | None = None,
+        graph: bool = False,
     ) -> None:
+        # without tiles, one that is larger than any picture
+        self.tiling = Tiling(sys.maxsize if tiles is None else tiles, overlap)
         self.model: Model
         if format_of(model):
-            if checkpoint or fuse or tta or cfg_options:
+            if checkpoint or fuse or tta or cfg_options or amp or channels_last or graph:
                 raise UsageError(
-                    f'{model} is all there is to an exported model: it is fused, and '
-                    'takes neither a checkpoint nor test-time augmentation nor config options'
+                    f'{model} is all there is to an exported model: it is fused, and takes no '
+                    'checkpoint, test-time augmentation, config options or other forms of speed'
                 )
             self.model = ExportedModel(model, device)
         elif checkpoint is None:
             raise UsageError(f'the config {model} needs a checkpoint')
         else:
             self.model = OpenMMLabModel(
-                read_config(model, cfg_options), checkpoint, device, fuse, tta
+                read_config(model, cfg_options),
+                checkpoint,
+                device,
+                fuse,
+                tta,
+                amp,
+                channels_last,
+                graph,
             )
+        if tiles is not None and self.task == 'classification':
+            raise UsageError('tiles are for detectors and segmentors, this is a classifier')
 
     @property
     def task(self) -> str:
@@ -105,7 +131,7 @@ class Inferencer:
         Args:
             inputs (Any): As :func:`~mmffnet.inference.sources.find_sources` takes them: pictures,
                 folders, patterns, videos, arrays in the order B, G, R; one or a list.
-            batch_size (int): Pictures that the network sees at once. Defaults to 1.
+            batch_size (int): Pictures (or tiles) that the network sees at once. Defaults to 1.
             score_thr (float): Objects that are less sure are left out. Defaults to 0.0.
 
         Returns:
@@ -129,7 +155,7 @@ class Inferencer:
 
         Args:
             inputs (Iterable[Source]): From :func:`~mmffnet.inference.sources.find_sources`.
-            batch_size (int): Pictures that the network sees at once. Defaults to 1.
+            batch_size (int): Pictures (or tiles) that the network sees at once. Defaults to 1.
             score_thr (float): Objects that are less sure are left out. Defaults to 0.0.
 
         Yields:
@@ -140,7 +166,8 @@ class Inferencer:
             readable = [picture for picture in batch if isinstance(picture, Picture)]
             yield from (picture for picture in batch if isinstance(picture, Unreadable))
             try:
-                predicted = self.model.predict([p.pixels for p in readable]) if readable else []
+                pixels = [picture.pixels for picture in readable]
+                predicted = predict_tiles(self.model, pixels, self.tiling, batch_size, score_thr)
             except PredictionError as error:
                 yield from (Unreadable(picture.file_name, str(error)) for picture in readable)
                 continue
@@ -165,7 +192,7 @@ class Inferencer:
         Args:
             inputs (Sequence[Source]): From :func:`~mmffnet.inference.sources.find_sources`.
             out_dir (str | PathLike): The folder to write to.
-            batch_size (int): Pictures that the network sees at once. Defaults to 1.
+            batch_size (int): Pictures (or tiles) that the network sees at once. Defaults to 1.
             score_thr (float, optional): Objects that are less sure are left out. Defaults to
                 None, which is 0.3 for detectors; other models have no such thing.
             max_frames (int, optional): Stop after so many pictures. Defaults to None.

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from typing import Any, ClassVar, Protocol
 
@@ -13,11 +14,19 @@ from mmengine.dataset import pseudo_collate
 
 from mmffnet.config_types import type_name
 from mmffnet.datasets.checks import without_annotations
+from mmffnet.engine.hooks.speed import replay_inference
 from mmffnet.engine.models import find_legend, load_model, scope_of
-from mmffnet.engine.runner import check_checkpoint, check_device, innermost_dataset, use_tta
+from mmffnet.engine.runner import (
+    check_checkpoint,
+    check_device,
+    innermost_dataset,
+    is_faster_channels_last,
+    use_tta,
+)
 from mmffnet.errors import UsageError
 from mmffnet.models import reparameterize
 
+from ..ops.depthwise_cpu import warn_of_bfloat16
 from ..visualization import Legend
 
 Arrays = dict[str, np.ndarray]
@@ -52,7 +61,8 @@ class OpenMMLabModel:
 
     Args:
         cfg (Config): From :func:`~mmffnet.engine.runner.read_config`.
-        checkpoint, device, fuse, tta: As for :class:`~.inferencer.Inferencer`.
+        checkpoint, device, fuse, tta, amp, channels_last, graph: As for
+            :class:`~.inferencer.Inferencer`.
 
     Raises:
         UsageError: If anything of this does not fit together.
@@ -67,6 +77,9 @@ class OpenMMLabModel:
         device: str | None = None,
         fuse: bool = False,
         tta: bool = False,
+        amp: bool = False,
+        channels_last: bool | None = None,
+        graph: bool = False,
     ) -> None:
         scope = cfg.get('default_scope')
         if scope not in self.TASKS:
@@ -75,7 +88,7 @@ class OpenMMLabModel:
                 f'{", ".join(self.TASKS)}'
             )
         self.task = self.TASKS[scope]
-        device = check_device(device)
+        kind = torch.device(device := check_device(device)).type
         check_checkpoint(checkpoint)
         cfg = self.cfg = copy.deepcopy(cfg)  # leave the caller's alone
         if tta:
@@ -101,6 +114,16 @@ class OpenMMLabModel:
         if fuse:
             reparameterize(self.model)
         self.model.to(device)
+        self.kind, self.amp = kind, amp
+        if amp and kind == 'cpu':
+            warn_of_bfloat16()
+        if channels_last is None:
+            channels_last = is_faster_channels_last(cfg, amp, kind, say=False)
+        self.channels_last = channels_last
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if graph:
+            replay_inference(self.model)
 
     def predict(self, pictures: Sequence[np.ndarray]) -> list[Arrays]:
         if self.task == 'detection':  # mmdet pads pictures to one size; the others cannot
@@ -110,7 +133,8 @@ class OpenMMLabModel:
 
     @torch.no_grad()
     def _predict(self, pictures: Sequence[np.ndarray]) -> list[Arrays]:
-        with scope_of(self.cfg):
+        cast = torch.autocast(self.kind) if self.amp else nullcontext()
+        with scope_of(self.cfg), cast:
             batch = pseudo_collate([self._prepare(picture) for picture in pictures])
             samples = self.model.test_step(batch)
         return [getattr(self, f'_{self.task}')(sample) for sample in samples]

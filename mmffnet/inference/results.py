@@ -23,6 +23,7 @@ from ..visualization import (
     paint_scores,
 )
 from .sources import Picture, Video
+from .tiles import PlacedMasks
 
 _WRITABLE = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
@@ -65,13 +66,13 @@ class Detections(Result):
         boxes (np.ndarray): (n, 4) float32: x1, y1, x2, y2 in pixels of the picture.
         scores (np.ndarray): (n,) float32.
         labels (np.ndarray): (n,) int64.
-        masks (np.ndarray, optional): (n, H, W) bool. Defaults to None.
+        masks (np.ndarray | PlacedMasks, optional): (n, H, W) bool. Defaults to None.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
-    masks: np.ndarray | None = None
+    masks: np.ndarray | PlacedMasks | None = None
 
     def above(self, score: float) -> 'Detections':
         """Returns those that are at least so sure."""

@@ -234,20 +234,13 @@ class AFFNet(MixerBackbone):
         channels = self.channels[i]
         return ConvNorm(channels, channels, 1, norm_cfg=self.norm_cfg) if i else None
 
-    def make_stage(
-        self,
-        i: int,
-        downsample: nn.Module,
-        blocks: list[nn.Module],
-        tail: nn.Module | None,
-        with_cp: bool,
-    ) -> Stage:
+    def make_stage(self, i: int, **parts: Any) -> Stage:
         if i == 0:
-            return Stage(downsample, blocks, with_cp, tail)
+            return super().make_stage(i, **parts)
         channels, fusion = self.channels[i], None
         if self.settings['fusion'][i]:
             conv = ConvNorm(2 * channels, channels, 1, norm_cfg=self.norm_cfg)
             fusion = Sequential(OrderedDict(conv=conv, act=build_act(self.act_cfg)))
         # the final norm counts as a block, as in the official names
-        blocks = [*blocks, build_norm(self.block_norm_cfg, channels)]
-        return AFFStage(fusion, downsample=downsample, blocks=blocks, with_cp=with_cp, tail=tail)
+        parts['blocks'].append(build_norm(self.block_norm_cfg, channels))
+        return AFFStage(fusion, **parts)

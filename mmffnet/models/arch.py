@@ -1,6 +1,7 @@
 """Resolves and checks the arguments that describe a network."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ def resolve_arch(network: str, arch: Any, settings: dict[str, dict], defaults: d
         arch (str or dict): What the user gave.
         settings (dict): Arch dicts by name.
         defaults (dict): What an arch dict may leave out. A list has an entry per stage, the last
-            one is that of further stages too.
+            one is that of further stages too; a positive integer may be no other number.
     """
     if isinstance(arch, str):
         if arch not in settings:
@@ -53,8 +54,15 @@ def resolve_arch(network: str, arch: Any, settings: dict[str, dict], defaults: d
         for key, value in defaults.items()
     }
     arch = {**spread, **arch}
-    if 'stem_channels' in arch:
-        check_count('arch: stem_channels', arch['stem_channels'])
+    for key, default in defaults.items():
+        value = arch[key]
+        per_stage = isinstance(value, list | tuple) and len(value) == len(stages)
+        if is_count(default):
+            check_count(f'arch: {key}', value)
+        elif isinstance(default, list) and not (per_stage or isinstance(value, dict)):
+            raise ValueError(
+                f'arch: {key} must have an entry for each of {len(stages)} stages, got {value!r}'
+            )
     return arch
 
 
@@ -67,6 +75,24 @@ def check_count(name: str, value: Any) -> None:
     """Demands a positive integer."""
     if not is_count(value):
         raise ValueError(f'{name} must be a positive integer, got {value!r}')
+
+
+def check_channels(mixer: str, channels: Any, **parts: Any) -> None:
+    """Demands a positive number of channels, and a multiple of what they are split into.
+
+    Args:
+        mixer (str): Name of the class, for errors.
+        channels (int): The channels.
+        **parts (int): Arguments of the mixer, whose product the channels are a multiple of.
+    """
+    for name, value in dict(channels=channels, **parts).items():
+        check_count(f'{mixer}: {name}', value)
+    if channels % math.prod(parts.values()):
+        given = ', '.join(f'{name}={value}' for name, value in parts.items())
+        raise ValueError(
+            f'{mixer}: channels must be a multiple of {" * ".join(parts)}, '
+            f'got channels={channels} and {given}'
+        )
 
 
 def check_odd(name: str, value: Any) -> None:

@@ -196,9 +196,12 @@ class MixerBackbone(BaseModule):
         width = in_channels if isinstance(self.stem, nn.Identity) else channels[0]
         self.stages = ModuleList()
         for i, (depth, out_width) in enumerate(zip(self.depths, self.channels, strict=True)):
-            downsample = self.make_downsample(i, width, out_width)
-            blocks = [self.make_block(i, j, next(rates)) for j in range(depth)]
-            self.stages.append(self.make_stage(i, downsample, blocks, self.make_tail(i), with_cp))
+            parts: dict[str, Any] = dict(
+                downsample=self.make_downsample(i, width, out_width),
+                blocks=[self.make_block(i, j, next(rates)) for j in range(depth)],
+                tail=self.make_tail(i),
+            )
+            self.stages.append(self.make_stage(i, with_cp=with_cp, **parts))
             width = out_width
         if out_norm_cfg is not None:
             for i in self.out_indices:
@@ -253,16 +256,14 @@ class MixerBackbone(BaseModule):
         """Builds what comes behind the blocks of stage ``i``; by default nothing."""
         return None
 
-    def make_stage(
-        self,
-        i: int,
-        downsample: nn.Module,
-        blocks: list[nn.Module],
-        tail: nn.Module | None,
-        with_cp: bool,
-    ) -> Stage:
-        """Puts stage ``i`` together; for families with a :class:`Stage` of their own."""
-        return Stage(downsample, blocks, with_cp, tail)
+    def make_stage(self, i: int, **parts: Any) -> Stage:
+        """Puts stage ``i`` together; for families with a :class:`Stage` of their own.
+
+        Args:
+            i (int): The stage.
+            **parts: The arguments of :class:`Stage`.
+        """
+        return Stage(**parts)
 
     @property
     def size_divisor(self) -> int:

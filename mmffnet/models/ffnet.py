@@ -136,15 +136,15 @@ def _variant(
 class FFNet(MixerBackbone):
     """FFNet, a convolutional network with FFNified attention.
 
-    =========  ==============  ====================  =============  ===========
-    arch       blocks          channels              channel mixer  layer scale
-    =========  ==============  ====================  =============  ===========
-    ``nano``   1, 1, 3, 1      32, 64, 128, 256      3x3            no
-    ``ffnet1`` 2, 2, 8, 2      80, 160, 320, 640     3x3            no
-    ``ffnet2`` 3, 3, 15, 3     88, 176, 352, 704     7x7            no
-    ``ffnet3`` 4, 4, 22, 5     96, 192, 384, 768     7x7            yes
-    ``ffnet4`` 4, 4, 27, 3     128, 256, 512, 1024   7x7            yes
-    =========  ==============  ====================  =============  ===========
+    ==========  ==============  ====================  =============  ===========
+    arch        blocks          channels              channel mixer  layer scale
+    ==========  ==============  ====================  =============  ===========
+    ``nano``    1, 1, 3, 1      32, 64, 128, 256      3x3            no
+    ``ffnet1``  2, 2, 8, 2      80, 160, 320, 640     3x3            no
+    ``ffnet2``  3, 3, 15, 3     88, 176, 352, 704     7x7            no
+    ``ffnet3``  4, 4, 22, 5     96, 192, 384, 768     7x7            yes
+    ``ffnet4``  4, 4, 27, 3     128, 256, 512, 1024   7x7            yes
+    ==========  ==============  ====================  =============  ===========
 
     Token mixers have 3x3 kernels in the first two stages and 7x7 in the others. ``nano`` is not of
     the paper: it is for trying things on a CPU, with weights of our own for pictures like the

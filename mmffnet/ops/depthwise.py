@@ -3,19 +3,20 @@
 All implementations give the numbers of ``torch.nn.functional.conv2d`` within the rounding of the
 dtype. Which one runs is decided by a table; ``MMFFNET_KERNELS`` or :func:`use_kernels` choose
 PyTorch's own everywhere (``plain``), or take Triton's into the table (``triton``). What is traced,
-exported, compiled or transformed always is PyTorch's own.
+exported or transformed always is PyTorch's own; what is compiled too, unless Triton is asked for.
 docs/speed.md has the measurements.
 """
 
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TypeGuard
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -25,6 +26,9 @@ from .depthwise_cpu import depthwise_strips, has_depthwise_kernels, warn_of_bflo
 
 #: What ``MMFFNET_KERNELS`` may be
 KERNELS = ('plain', 'auto', 'triton')
+
+#: The oldest Triton that the kernels have been compiled with
+_OLDEST_TRITON = (3, 6)
 
 _chosen: ContextVar[str | None] = ContextVar('kernels', default=None)
 
@@ -36,6 +40,8 @@ class _Call:
     device: str
     dtype: torch.dtype
     channels_last: bool
+    batch: int
+    channels: int
     size: tuple[int, int]
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -51,11 +57,51 @@ class _Row:
     fits: Callable[[_Call], bool]
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _has_triton(device: str) -> bool:
+    return _find_triton(device)
+
+
+@functools.cache
+def _find_triton(device: str) -> bool:
+    try:
+        import triton
+    except ImportError:
+        return False
+    if tuple(int(n) for n in triton.__version__.split('.')[:2]) < _OLDEST_TRITON:
+        return False
     if device == 'cpu':
-        return os.environ.get('TRITON_INTERPRET') == '1' and has_triton_package()
+        return os.environ.get('TRITON_INTERPRET') == '1'
     return device == 'cuda' and has_triton()
+
+
+def _fits_triton(call: _Call) -> bool:
+    height, width = (n + 2 * p for n, p in zip(call.size, call.padding, strict=True))
+    return (
+        call.channels_last
+        and call.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and call.stride[0] == call.stride[1] <= 2
+        and call.multiplier <= 2
+        and max(call.kernel) <= 9
+        and call.kernel[0] <= height
+        and call.kernel[1] <= width
+        and call.batch * height * width < 2**30  # the kernels' numbers of pixels are int32
+        and _has_triton(call.device)
+    )
+
+
+def _is_slower(what: str, call: _Call, kernels: tuple[tuple[int, int], ...]) -> bool:
+    """Whether Triton has lost on this card, for maps of about this size."""
+    if torch.compiler.is_compiling() or not os.environ.get('MMFFNET_TRITON_CHOICES'):
+        return False
+    from .triton_tuning import class_of, is_slower
+
+    pixels = call.batch
+    for n, k, p, s in zip(call.size, call.kernel, call.padding, call.stride, strict=True):
+        pixels *= (n + 2 * p - k) // s + 1
+    channels = (call.channels, call.channels * call.multiplier)
+    name = class_of(what, call.dtype, kernels, call.stride[0], channels, pixels)
+    return is_slower(torch.device(call.device), name)
 
 
 def _lacks_weight_gradient(call: _Call) -> bool:
@@ -74,13 +120,7 @@ _TABLE = (
     _Row(
         'triton',
         lambda call: (
-            call.triton
-            and call.channels_last
-            and call.dtype in (torch.float32, torch.bfloat16, torch.float16)
-            and call.stride[0] == call.stride[1] <= 2
-            and call.multiplier <= 2
-            and max(call.kernel) <= 9
-            and _has_triton(call.device)
+            call.triton and _fits_triton(call) and not _is_slower('convolve', call, (call.kernel,))
         ),
     ),
     _Row(
@@ -121,15 +161,18 @@ def depthwise_conv2d(
         kernels (str, optional): Overrides :func:`use_kernels` and ``MMFFNET_KERNELS``. Defaults to
             None.
     """
-    if _is_eager(x, weight):
-        x, weight = _autocast(x), _autocast(weight)
-        bias = None if bias is None else _autocast(bias)
-        same = x.dtype == weight.dtype
-        implementation = _choose(x, weight, stride, padding, kernels) if same else 'plain'
+    eager = _is_eager(x, weight)
+    if eager or _compiles_triton(kernels):
+        implementation = 'plain'
+        if _same_dtype(x, weight):
+            x = _autocast(x)
+            implementation = _choose(x, weight, stride, padding, kernels if eager else 'triton')
         if implementation == 'triton':
             from .depthwise_triton import depthwise
 
-            return depthwise(x, weight, bias, stride[0], list(padding))
+            return depthwise(x, weight, bias, stride[0], padding)
+    if eager:
+        weight, bias = _autocast(weight), None if bias is None else _autocast(bias)
         if implementation == 'strips':
             return depthwise_strips(x, weight, bias, stride, padding)
         if implementation == 'repeat':
@@ -137,52 +180,63 @@ def depthwise_conv2d(
     return F.conv2d(x, weight, bias, stride, padding, 1, groups or x.shape[1])
 
 
-def depthwise_pair(
-    x: Tensor, large: nn.Conv2d, norm: nn.Module, small: nn.Conv2d, small_norm: nn.Module
+def depthwise_norms(
+    x: Tensor, convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module]
 ) -> Tensor | None:
-    """The sum of two depthwise convolutions of a map, each with its batch norm, in fused kernels.
+    """The sum of depthwise convolutions of a map, each with its batch norm, in fused kernels.
 
     Statistics of the batch are computed, and the running ones updated, as in the norms themselves;
-    with frozen statistics the two convolutions are merged into one.
+    with frozen statistics the convolutions are merged into one.
 
     Args:
         x (Tensor): The map.
-        large (nn.Conv2d): A depthwise convolution without bias, 'same' padding.
-        norm (nn.Module): Its norm.
-        small (nn.Conv2d): Another one, of the same stride, with a smaller, square kernel.
-        small_norm (nn.Module): Its norm.
+        convs (Sequence[nn.Conv2d]): Depthwise convolutions of the same stride with 'same' padding;
+            no kernel is higher or wider than the first.
+        norms (Sequence[nn.Module]): Their norms.
 
     Returns:
         Tensor, optional: None where the parts are to be called one by one.
     """
-    if not _is_eager(x, large.weight, small.weight):
+    if not _is_eager(x, *(conv.weight for conv in convs)) or _asked() != 'triton':
         return None
-    weight, geometry = large.weight, (large.stride, large.padding)
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+    first: Any = convs[0]
+    if x.ndim != 4 or not _same_dtype(x, first.weight):
         return None
-    x = _autocast(x)  # the kernels take weights of any precision
-    if _choose(x, weight, *geometry) != 'triton':  # type: ignore[arg-type]
+    groups = {_processes(norm) for norm in norms if _is_batch_norm(norm)}
+    if not all(_is_batch_norm(norm) for norm in norms) or len(groups) > 1:
         return None
-    if x.numel() <= 4 * x.shape[1]:  # there may be a single value a channel
+    if len({norm.training for norm in norms}) > 1:
         return None
-    if not (_is_batch_norm(norm) and _is_batch_norm(small_norm)):
+    x, group = _autocast(x), groups.pop()
+    call = _call(x, first.weight, first.stride, first.padding, True)
+    if group:  # all processes must decide alike, whatever their maps
+        call = replace(call, channels_last=True, batch=1, size=call.kernel)
+    elif x.numel() <= 4 * x.shape[1]:  # there may be a single value a channel
         return None
-    if norm.training != small_norm.training:
+    kernels: Any = tuple(conv.kernel_size for conv in convs)
+    if not _fits_triton(call) or (not group and _is_slower('norms', call, kernels)):
         return None
-    from .depthwise_triton import norm_pair
+    from .depthwise_triton import conv_norms
 
-    return norm_pair(x, large, norm, small, small_norm)
+    return conv_norms(x, convs, norms, group)  # type: ignore[arg-type]
 
 
 def _is_batch_norm(norm: nn.Module) -> TypeGuard[_BatchNorm]:
-    """Whether this is a batch norm that needs nothing from other processes."""
     return (
         isinstance(norm, _BatchNorm)
         and norm.affine
         and norm.track_running_stats
         and type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
-        and not (isinstance(norm, nn.SyncBatchNorm) and torch.distributed.is_initialized())
     )
+
+
+def _processes(norm: _BatchNorm) -> str:
+    """The name of the group of processes that share the statistics of the batch, '' for none."""
+    synchronised = isinstance(norm, nn.SyncBatchNorm) and norm.training
+    if not (synchronised and dist.is_available() and dist.is_initialized()):
+        return ''
+    group: Any = norm.process_group or dist.group.WORLD
+    return group.group_name if dist.get_world_size(group) > 1 else ''
 
 
 def depthwise_repeat(
@@ -231,12 +285,39 @@ def _is_eager(*tensors: Tensor) -> bool:
     )
 
 
+def _compiles_triton(kernels: str | None) -> bool:
+    """Whether ``torch.compile`` traces this, not an export, and Triton is asked for."""
+    return torch.compiler.is_compiling() and _asked_of_compiler(kernels) == 'triton'
+
+
+def _same_dtype(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution finds one dtype, after autocast."""
+    return x.dtype == weight.dtype or (
+        torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, weight.dtype)
+    )
+
+
 def _autocast(x: Tensor) -> Tensor:
     """What autocast makes of the arguments of a convolution."""
     kind = x.device.type
     if x.dtype == torch.float64 or kind == 'meta' or not torch.is_autocast_enabled(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind))
+
+
+def _asked(kernels: str | None = None) -> str:
+    if kernels is None:
+        kernels = _chosen.get()
+    if kernels is None:
+        return _check(os.environ.get('MMFFNET_KERNELS') or 'auto', 'MMFFNET_KERNELS')
+    return _check(kernels, 'kernels')
+
+
+@torch.compiler.assume_constant_result
+def _asked_of_compiler(kernels: str | None) -> str:
+    # asked here, since code that is traced always finds that it is exported
+    exports = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)()
+    return 'plain' if exports else _asked(kernels)
 
 
 def _choose(
@@ -246,25 +327,51 @@ def _choose(
     padding: tuple[int, int],
     kernels: str | None = None,
 ) -> str:
-    kernels = kernels or _chosen.get()
-    if kernels is None:
-        kernels = _check(os.environ.get('MMFFNET_KERNELS') or 'auto', 'MMFFNET_KERNELS')
-    else:
-        _check(kernels, 'kernels')
+    kernels = _asked(kernels)
     if x.dtype == torch.bfloat16 and x.device.type == 'cpu':
         warn_of_bfloat16()
     if kernels == 'plain' or x.ndim != 4 or not x.numel():
         return 'plain'
-    call = _Call(
+    call = _call(x, weight, stride, padding, kernels == 'triton')
+    return next((row.implementation for row in _TABLE if row.fits(call)), 'plain')
+
+
+def _call(
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    triton: bool,
+) -> _Call:
+    return _Call(
         device=x.device.type,
         dtype=x.dtype,
         channels_last=x.is_contiguous(memory_format=torch.channels_last),
+        batch=len(x),
+        channels=x.shape[1],
         size=(x.shape[2], x.shape[3]),
         kernel=(weight.shape[2], weight.shape[3]),
         stride=stride,
         padding=padding,
         multiplier=len(weight) // x.shape[1],
         trains=weight.requires_grad and torch.is_grad_enabled(),
-        triton=kernels == 'triton',
+        triton=triton,
     )
-    return next((row.implementation for row in _TABLE if row.fits(call)), 'plain')
+
+
+def describe_kernels() -> str:
+    """Which implementations there are on this machine, and why there is no Triton if so."""
+    on_gpu = torch.cuda.is_available()
+    names = ['plain', *['strips'] * has_depthwise_kernels(torch.float32), *['repeat'] * on_gpu]
+    if _has_triton('cuda' if on_gpu else 'cpu'):
+        names.append('triton')
+        why = ''
+    elif not has_triton_package():
+        why = '; no triton, which is not installed'
+    elif not on_gpu:
+        why = '; no triton without a GPU'
+    else:
+        found = '.'.join(map(str, torch.cuda.get_device_capability()))
+        oldest = '.'.join(map(str, _OLDEST_TRITON))
+        why = f'; no triton: Triton {oldest} and compute capability 7.0 are needed, not {found}'
+    return f'{", ".join(names)} (MMFFNET_KERNELS={_asked()}){why}'

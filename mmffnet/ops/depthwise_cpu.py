@@ -154,7 +154,7 @@ def warn_of_bfloat16() -> None:
     """Says once that bfloat16 is slow on this CPU, if it is."""
     if not has_bfloat16():
         warnings.warn(
-            'this CPU has neither AVX512-BF16 nor AMX: depthwise convolutions take 40 to 80 times '
+            'this CPU has neither AVX512-BF16 nor AMX: depthwise convolutions take 30 to 120 times '
             'as long in bfloat16 as in float32',
             stacklevel=2,
         )

@@ -1,412 +1,372 @@
 """Depthwise convolutions in Triton, as operators of PyTorch: channels_last, on CUDA.
 
-``TRITON_INTERPRET=1`` runs the kernels on CPUs, for tests. The sizes of the blocks are not tuned.
+``TRITON_INTERPRET=1`` runs the kernels on CPUs, for tests. All sums have a fixed order.
 """
 
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import triton
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import triton_kernels as kernels
+from .triton_tuning import blocks
 
-#: Columns and channels that a program works on, and fewer where it keeps sums: what fits into the
-#: registers of sm_75 to sm_90
-_BLOCK = (16, 64)
-_SUM_BLOCK = (8, 32)
 #: Programs that share a sum over a map
 _PARTS = 256
 
 
-def _empty(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(
+        shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
+    )
 
 
 def _last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _blocks(width: int, channels: int, most: tuple[int, int] = _BLOCK) -> tuple[dict, int, int]:
-    """The sizes of a block, and how many there are of columns and of channels."""
-    columns, part = (
-        min(n, triton.next_power_of_2(m)) for n, m in zip(most, (width, channels), strict=True)
-    )
-    return dict(BW=columns, BC=part), triton.cdiv(width, columns), triton.cdiv(channels, part)
+def _sizes(geometry: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    return tuple(zip(geometry[3::2], geometry[4::2], strict=True))
 
 
-def _out_size(x: Tensor, weight: Tensor, stride: int, padding: list[int]) -> tuple[int, int]:
+def _out_shape(shape: Sequence[int], weight: Tensor, geometry: Sequence[int]) -> tuple[int, ...]:
+    stride, *padding = geometry[:3]
     height, width = (
-        (x.shape[i + 2] + 2 * padding[i] - weight.shape[i + 2]) // stride + 1 for i in (0, 1)
+        (shape[i + 2] + 2 * padding[i] - geometry[i + 3]) // stride + 1 for i in (0, 1)
     )
-    return height, width
+    return shape[0], weight.shape[1], height, width
 
 
-class _Geometry:
-    """What the kernels want to know of a convolution of a map."""
+@functools.lru_cache(None)
+def _taps(sizes: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
+    """For each convolution and each tap of the largest, its row of the weights, or -1."""
+    height, width = sizes[0]
+    found, row = [], 0
+    for h, w in sizes:
+        top, left = (height - h) // 2, (width - w) // 2
+        for i in range(height):
+            for j in range(width):
+                inside = 0 <= i - top < h and 0 <= j - left < w
+                found.append(row + (i - top) * w + j - left if inside else -1)
+        row += h * w
+    return tuple(found)
 
-    def __init__(self, x: Tensor, weight: Tensor, stride: int, padding: list[int]):
-        self.out = _out_size(x, weight, stride, padding)
-        self.rows = len(x) * self.out[0]
-        self.channels_out = len(weight)
-        self.sizes = (x.shape[2], x.shape[3], x.shape[1], *self.out)
-        self.constants = dict(M=len(weight) // x.shape[1], S=stride, PH=padding[0], PW=padding[1])
-        self.constants |= dict(KH=weight.shape[2], KW=weight.shape[3])
-        self.blocks, self.width_blocks, channel_blocks = _blocks(self.out[1], len(weight))
-        self.grid = (self.rows * self.width_blocks, channel_blocks)
-        self.sum_blocks = _blocks(self.out[1], len(weight), _SUM_BLOCK)
-        self.values = self.rows * self.out[1]
-        self.parts = min(_PARTS, self.rows)
-        self.rows_each = triton.cdiv(self.rows, self.parts)
-        self.parts = triton.cdiv(self.rows, self.rows_each)
 
-    def map(self, like: Tensor) -> Tensor:
-        return _empty(like, (self.rows // self.out[0], self.channels_out, *self.out))
+class _Launcher:
+    """Launches kernels for convolutions of a map.
 
-    def sums(self, like: Tensor, *shape: int) -> Tensor:
-        return like.new_empty((self.parts, *shape), dtype=torch.float32)
+    Args:
+        shape (Sequence[int]): The map's.
+        weight (Tensor): All kernels, (taps, C_out).
+        geometry (Sequence[int]): Stride and padding, then height and width of each kernel, the
+            largest one first.
+    """
 
-    def sum_up(self, kernel: Any, *tensors: Tensor, planes: int = 1, **constants: int) -> None:
-        kernel[(self.parts, self.sum_blocks[2], planes)](
-            *tensors,
-            self.rows,
-            self.rows_each,
-            *self.sizes,
-            self.channels_out,
-            self.sum_blocks[1],
-            **constants,
-            **self.constants,
-            **self.sum_blocks[0],
+    def __init__(self, shape: Sequence[int], weight: Tensor, geometry: Sequence[int]):
+        self.shape, self.out = shape, _out_shape(shape, weight, geometry)
+        self.maps = (shape[2], shape[3], shape[1], *self.out[2:])
+        self.sizes = _sizes(geometry)
+        height, width = self.sizes[0]
+        self.taps: dict[str, Any] = dict(
+            B=len(self.sizes), KH=height, KW=width, TAPS=_taps(self.sizes)
         )
+        stride, top, left = geometry[:3]
+        self.window = dict(M=self.out[1] // shape[1], S=stride, PH=top, PW=left)
+
+    def _blocks(self, kernel: Any, like: Tensor) -> tuple[int, tuple[int, int], dict[str, int]]:
+        """Number of pixels, of blocks of them and of channels, and the sizes of a block."""
+        shape = self.shape if kernel is kernels.input_gradient else self.out
+        pixels, channels = shape[0] * shape[2] * shape[3], (self.shape[1], self.out[1])
+        more = (like.dtype, self.sizes, self.window['S'])
+        sizes = blocks(kernel.__name__, like.device, channels, pixels, *more)
+        grid = triton.cdiv(pixels, sizes['BP']), triton.cdiv(shape[1], sizes['BC'])
+        return pixels, grid, sizes
+
+    def each(self, kernel: Any, *tensors: Tensor, more: tuple = (), **constants: Any) -> None:
+        """Runs a kernel that writes a map."""
+        pixels, grid, sizes = self._blocks(kernel, tensors[0])
+        constants |= self.window | self.taps | sizes
+        _run(kernel, grid, *tensors, pixels, *self.maps, *more, **constants)
+
+    def sums(self, kernel: Any, rows: int, *tensors: Tensor, dtype: torch.dtype) -> Tensor:
+        """Runs a kernel that sums over the map; (rows, C_out)."""
+        pixels, grid, sizes = self._blocks(kernel, tensors[0])
+        parts, each = _share(grid[0])
+        found = tensors[0].new_empty((parts, rows, self.out[1]), dtype=dtype)
+        constants = self.window | self.taps | sizes
+        _run(kernel, (parts, grid[1]), *tensors, found, pixels, each, *self.maps, **constants)
+        return found.sum(0)
+
+    def weights(self, grads: Sequence[Tensor], x: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
+        """Gradients of all kernels, (taps, C_out), and of the bias of a single one."""
+        pixels, grid, sizes = self._blocks(kernels.weight_gradient, x)
+        parts, each = _share(grid[0])
+        rows = sum(h * w for h, w in self.sizes)
+        dw = x.new_empty((parts, rows, self.out[1]), dtype=torch.float32)
+        db = x.new_empty((parts, self.out[1] if bias else 0), dtype=torch.float32)
+        first = 0
+        for grad, (height, width) in zip(grads, self.sizes, strict=True):
+            window = dict(self.window, KW=width)
+            window['PH'] -= (self.sizes[0][0] - height) // 2
+            window['PW'] -= (self.sizes[0][1] - width) // 2
+            args = (grad, x, dw[:, first:], db, pixels, each, *self.maps, rows)
+            programs = (parts, grid[1], height)
+            _run(kernels.weight_gradient, programs, *args, HAS_BIAS=bias, **window, **sizes)
+            first += height * width
+        return dw.sum(0), db.sum(0)
+
+
+def _share(steps: int) -> tuple[int, int]:
+    """How many programs share the steps of a sum, and how many steps each has."""
+    each = max(triton.cdiv(steps, _PARTS), 1)
+    return max(triton.cdiv(steps, each), 1), each
+
+
+def _run(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    with torch.cuda.device_of(args[0]):
+        kernel[grid](*args, **constants)
 
 
 @torch.library.custom_op('mmffnet::depthwise', mutates_args=())
-def depthwise(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: list[int]
-) -> Tensor:
-    """A depthwise convolution of a map in channels_last."""
-    x, weight = _last(x), weight.contiguous()
-    geometry = _Geometry(x, weight, stride, padding)
-    y = geometry.map(x)
-    kernels.forward[geometry.grid](
-        x,
-        weight,
-        weight if bias is None else bias,
-        y,
-        *geometry.sizes,
-        geometry.channels_out,
-        geometry.width_blocks,
-        HAS_BIAS=bias is not None,
-        **geometry.constants,
-        **geometry.blocks,
-    )
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: list[int]) -> Tensor:
+    """A depthwise convolution of a map in channels_last.
+
+    Args:
+        x (Tensor): The map, (N, C, H, W).
+        weight (Tensor): The kernel, (height * width, C_out), float32.
+        bias (Tensor, optional): (C_out,), float32.
+        geometry (list[int]): Stride, padding in height and width, height and width of the kernel.
+    """
+    launcher = _Launcher(x.shape, weight, geometry)
+    y = _empty(x, *launcher.out)
+    given = weight if bias is None else bias
+    launcher.each(kernels.forward, _last(x), weight, given, y, HAS_BIAS=bias is not None)
     return y
 
 
-@depthwise.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: list[int]) -> Tensor:
-    return _empty(x, (len(x), len(weight), *_out_size(x, weight, stride, padding)))
+@convolve.register_fake
+def _(x, weight, bias, geometry):  # type: ignore[no-untyped-def]
+    return _empty(x, *_out_shape(x.shape, weight, geometry))
 
 
 @torch.library.custom_op('mmffnet::depthwise_input_gradient', mutates_args=())
-def input_gradient(
-    grad: Tensor,
-    weight: Tensor,
-    grad2: Tensor | None,
-    weight2: Tensor | None,
-    size: list[int],
-    stride: int,
-    padding: list[int],
-) -> Tensor:
-    """Gradient of the map, of ``size``; of a second, smaller kernel on it too."""
-    grad, weight = _last(grad), weight.contiguous()
-    grad2 = grad if grad2 is None else _last(grad2)
-    small = 0 if weight2 is None else weight2.shape[2]
-    dx = _empty(grad, tuple(size))
-    n, channels, height, width = size
-    blocks, width_blocks, channel_blocks = _blocks(width, channels)
-    kernels.input_gradient[(n * height * width_blocks, channel_blocks)](
-        grad,
-        weight,
-        grad2,
-        weight if weight2 is None else weight2.contiguous(),
-        dx,
-        height,
-        width,
-        channels,
-        *grad.shape[2:],
-        width_blocks,
-        M=len(weight) // channels,
-        S=stride,
-        PH=padding[0],
-        PW=padding[1],
-        KH=weight.shape[2],
-        KW=weight.shape[3],
-        K2=small,
-        **blocks,
-    )
+def input_gradient(grads: Tensor, weight: Tensor, geometry: list[int], shape: list[int]) -> Tensor:
+    """Gradient of the map, of ``shape``.
+
+    ``grads`` are those of all convolutions, one after the other in the dimension of the batch.
+    """
+    launcher = _Launcher(shape, weight, geometry)
+    dx = _empty(grads, *shape)
+    more = (grads.numel() // len(launcher.sizes),)
+    launcher.each(kernels.input_gradient, _last(grads), weight, dx, more=more)
     return dx
 
 
 @input_gradient.register_fake
-def _(
-    grad: Tensor,
-    weight: Tensor,
-    grad2: Tensor | None,
-    weight2: Tensor | None,
-    size: list[int],
-    stride: int,
-    padding: list[int],
-) -> Tensor:
-    return _empty(grad, tuple(size))
+def _(grads, weight, geometry, shape):  # type: ignore[no-untyped-def]
+    return _empty(grads, *shape)
 
 
 @torch.library.custom_op('mmffnet::depthwise_weight_gradient', mutates_args=())
 def weight_gradient(
-    grad: Tensor, x: Tensor, weight: Tensor, with_bias: bool, stride: int, padding: list[int]
+    grads: Tensor, x: Tensor, weight: Tensor, geometry: list[int], bias: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the weight and, if asked for, of the bias, in float32."""
-    grad, x = _last(grad), _last(x)
-    geometry = _Geometry(x, weight, stride, padding)
-    height, width = weight.shape[2:]
-    dw = geometry.sums(x, height, width, len(weight))
-    db = geometry.sums(x, len(weight) if with_bias else 0)
-    geometry.sum_up(
-        kernels.weight_gradient,
-        grad,
-        x,
-        dw,
-        db,
-        planes=height,
-        HAS_BIAS=with_bias,
-        TAPS=triton.next_power_of_2(width),
-    )
-    return dw.sum(0).permute(2, 0, 1).unsqueeze(1).contiguous(), db.sum(0)
+    """Gradients of all kernels, (taps, C_out), and of the bias of a single one, in float32."""
+    launcher = _Launcher(x.shape, weight, geometry)
+    parts = _last(grads).split(len(x)) if len(x) else [grads] * len(launcher.sizes)
+    return launcher.weights(parts, _last(x), bias)
 
 
 @weight_gradient.register_fake
-def _(
-    grad: Tensor, x: Tensor, weight: Tensor, with_bias: bool, stride: int, padding: list[int]
-) -> tuple[Tensor, Tensor]:
-    dw = weight.new_empty(weight.shape, dtype=torch.float32)
-    return dw, weight.new_empty(len(weight) if with_bias else 0, dtype=torch.float32)
+def _(grads, x, weight, geometry, bias):  # type: ignore[no-untyped-def]
+    return torch.empty_like(weight), weight.new_empty(weight.shape[1] if bias else 0)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, weight, bias, ctx.stride, ctx.padding = inputs
+    x, weight, _, ctx.geometry = inputs
     ctx.save_for_backward(x, weight)
-    ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     x, weight = ctx.saved_tensors
-    geometry = (ctx.stride, ctx.padding)
+    needs = ctx.needs_input_grad
     dx = dw = db = None
-    if ctx.needs_input_grad[0]:
-        dx = input_gradient(grad, weight, None, None, list(x.shape), *geometry)
-    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-        dw, db = weight_gradient(grad, x, weight, ctx.needs_input_grad[2], *geometry)
-        dw = dw.to(weight.dtype)
-        db = db.to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
-    return dx, dw, db, None, None
+    if needs[0]:
+        dx = input_gradient(grad, weight, ctx.geometry, x.shape)
+    if needs[1] or needs[2]:
+        dw, db = weight_gradient(grad, x, weight, ctx.geometry, needs[2])
+    return dx, dw, db if needs[2] else None, None
 
 
-depthwise.register_autograd(_backward, setup_context=_save)
+convolve.register_autograd(_backward, setup_context=_save)
 
 
-@torch.library.custom_op('mmffnet::depthwise_pair_statistics', mutates_args=())
-def pair_statistics(
-    x: Tensor, weight: Tensor, weight2: Tensor, stride: int, padding: list[int]
+@torch.library.custom_op('mmffnet::depthwise_norms', mutates_args=())
+def norms(
+    x: Tensor,
+    weight: Tensor,
+    affine: Tensor,
+    geometry: list[int],
+    eps: list[float],
+    group: str,
 ) -> tuple[Tensor, Tensor]:
-    """Means and biased variances of two convolutions of a map, (2, C_out) each, in float32."""
-    x, weight, weight2 = _last(x), weight.contiguous(), weight2.contiguous()
-    geometry = _Geometry(x, weight, stride, padding)
-    found, counts = geometry.sums(x, 4, len(weight)), geometry.sums(x)
-    small = len(weight2[0, 0])
-    geometry.sum_up(kernels.pair_statistics, x, weight, weight2, found, counts, K2=small)
-    share = counts.double()[:, None, None] / geometry.values
-    means, squares = found.double().unflatten(1, (2, 2)).unbind(2)
-    mean = (share * means).sum(0)
-    variance = squares.sum(0) / geometry.values + (share * (means - mean).square()).sum(0)
-    return mean.float(), variance.float()
-
-
-@pair_statistics.register_fake
-def _(
-    x: Tensor, weight: Tensor, weight2: Tensor, stride: int, padding: list[int]
-) -> tuple[Tensor, Tensor]:
-    shape = (2, len(weight))
-    return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
-
-
-@torch.library.custom_op('mmffnet::depthwise_pair_gradients', mutates_args=())
-def pair_gradients(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    weight2: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    scale: Tensor,
-    eps: list[float],
-    stride: int,
-    padding: list[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of both convolutions, and of scale (2, C_out) and shift (C_out) of the norms."""
-    grad, x, weight, weight2 = _last(grad), _last(x), weight.contiguous(), weight2.contiguous()
-    geometry = _Geometry(x, weight, stride, padding)
-    small = len(weight2[0, 0])
-    sums = geometry.sums(x, 3, len(weight))
-    mean = mean.contiguous()
-    geometry.sum_up(kernels.pair_sums, grad, x, weight, weight2, mean, sums, K2=small)
-    sums = sums.sum(0)
-    inverse = (variance + variance.new_tensor(eps)[:, None]).rsqrt()
-    # with zhat = (z - mean) * inverse: dz = scale * inverse * (g - mean(g) - zhat * mean(g * zhat))
-    a = scale * inverse
-    d = -a * inverse.square() * sums[1:] / geometry.values
-    c = -a * sums[0] / geometry.values - d * mean
-    factors = torch.stack([a, c, d], 1).contiguous()
-    dz, dz2 = geometry.map(grad), geometry.map(grad)
-    kernels.pair_gradients[geometry.grid](
-        grad,
-        x,
-        weight,
-        weight2,
-        factors,
-        dz,
-        dz2,
-        *geometry.sizes,
-        geometry.channels_out,
-        geometry.width_blocks,
-        K2=small,
-        **geometry.constants,
-        **geometry.blocks,
-    )
-    return dz, dz2, sums[1:] * inverse, sums[0].clone()
-
-
-@pair_gradients.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    weight2: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    scale: Tensor,
-    eps: list[float],
-    stride: int,
-    padding: list[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    maps = [_empty(grad, tuple(grad.shape)) for _ in range(2)]
-    return maps[0], maps[1], torch.empty_like(mean), torch.empty_like(mean[0])
-
-
-@torch.library.custom_op('mmffnet::depthwise_pair', mutates_args=())
-def pair(
-    x: Tensor,
-    weight: Tensor,
-    weight2: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    eps: list[float],
-    stride: int,
-    padding: list[int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of two batch norms, each behind a convolution of the map, with statistics of the batch.
+    """Sum of batch norms with statistics of the batch, each behind a convolution of one map.
 
     Args:
         x (Tensor): The map, (N, C, H, W), in channels_last.
-        weight (Tensor): The large kernel, (C_out, 1, height, width).
-        weight2 (Tensor): The small one, square; it shares the centre of the large one.
-        scale (Tensor): Weights of both norms, (2, C_out).
-        shift (Tensor): Biases of both norms, (2, C_out).
-        eps (list[float]): Those of both norms.
-        stride (int): Stride.
-        padding (list[int]): Padding of the large kernel.
+        weight (Tensor): All kernels, (taps, C_out), float32; they share the centre of the first.
+        affine (Tensor): Weights of all norms, then the biases, (2 * branches, C_out), float32.
+        geometry (list[int]): Stride, padding of the first kernel, height and width of each.
+        eps (list[float]): Those of all norms.
+        group (str): Name of the processes that share the statistics, '' for none.
 
     Returns:
-        tuple[Tensor, Tensor, Tensor]: The sum, and means and biased variances, (2, C_out).
+        tuple[Tensor, Tensor]: The sum, and (3 * branches + 1, C_out): means, inverse deviations,
+        unbiased variances, and the number of values.
     """
-    mean, variance = pair_statistics(x, weight, weight2, stride, padding)
-    a = scale * (variance + variance.new_tensor(eps)[:, None]).rsqrt()
-    merged, bias = merge(weight, weight2, a, shift - a * mean)
-    return depthwise(x, merged, bias, stride, padding), mean, variance
+    launcher = _Launcher(x.shape, weight, geometry)
+    x = _last(x)
+    sums = launcher.sums(kernels.statistics, 2 * len(eps) + 1, x, weight, dtype=torch.float64)
+    _sum_over(group, sums)
+    height, width = launcher.sizes[0]
+    channels = weight.shape[1]
+    merged, bias = weight.new_empty(height * width, channels), weight.new_empty(channels)
+    found = weight.new_empty(3 * len(eps) + 1, channels)
+    args = (sums, weight, affine, merged, bias, found, channels)
+    block = min(64, triton.next_power_of_2(channels))
+    grid = (triton.cdiv(channels, block),)
+    _run(kernels.merge, grid, *args, EPS=tuple(eps), BC=block, **launcher.taps)
+    return convolve(x, merged, bias, geometry[:5]), found
 
 
-@pair.register_fake
-def _(
+@norms.register_fake
+def _(x, weight, affine, geometry, eps, group):  # type: ignore[no-untyped-def]
+    y = _empty(x, *_out_shape(x.shape, weight, geometry))
+    return y, weight.new_empty(3 * len(eps) + 1, weight.shape[1])
+
+
+@torch.library.custom_op('mmffnet::depthwise_norms_gradients', mutates_args=())
+def norms_gradients(
+    grad: Tensor,
     x: Tensor,
     weight: Tensor,
-    weight2: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    eps: list[float],
-    stride: int,
-    padding: list[int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    y = _empty(x, (len(x), len(weight), *_out_size(x, weight, stride, padding)))
-    return y, torch.empty_like(scale), torch.empty_like(scale)
+    affine: Tensor,
+    found: Tensor,
+    geometry: list[int],
+    group: str,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the convolutions, in the dimension of the batch, and of ``affine``."""
+    launcher = _Launcher(x.shape, weight, geometry)
+    branches = len(launcher.sizes)
+    grad, x = _last(grad), _last(x)
+    given = (grad, x, weight)
+    sums = launcher.sums(kernels.norm_sums, branches + 1, *given, found, dtype=torch.float32)
+    inverses = found[branches : 2 * branches]
+    daffine = torch.cat((sums[1:] * inverses, sums[:1].expand(branches, -1)))
+    _sum_over(group, sums)
+    dz = _empty(grad, branches * len(grad), *grad.shape[1:])
+    args = (*given, affine, found, sums, dz)
+    launcher.each(kernels.norm_gradients, *args, more=(grad.numel(),))
+    return dz, daffine
 
 
-def _save_pair(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, weight, weight2, scale, _, ctx.eps, ctx.stride, ctx.padding = inputs
-    ctx.save_for_backward(x, weight, weight2, scale, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
+@norms_gradients.register_fake
+def _(grad, x, weight, affine, found, geometry, group):  # type: ignore[no-untyped-def]
+    branches = len(geometry[3::2])
+    return _empty(grad, branches * len(grad), *grad.shape[1:]), torch.empty_like(affine)
 
 
-def _pair_backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
-    x, weight, weight2, scale, mean, variance = ctx.saved_tensors
-    geometry = (ctx.stride, ctx.padding)
-    dz, dz2, dscale, dshift = pair_gradients(
-        grad, x, weight, weight2, mean, variance, scale, ctx.eps, *geometry
-    )
-    dx = dw = dw2 = None
-    if ctx.needs_input_grad[0]:
-        dx = input_gradient(dz, weight, dz2, weight2, list(x.shape), *geometry)
-    if ctx.needs_input_grad[1]:
-        dw = weight_gradient(dz, x, weight, False, *geometry)[0].to(weight.dtype)
-    if ctx.needs_input_grad[2]:
-        less = [(a - b) // 2 for a, b in zip(weight.shape[2:], weight2.shape[2:], strict=True)]
-        inner = [p - q for p, q in zip(ctx.padding, less, strict=True)]
-        dw2 = weight_gradient(dz2, x, weight2, False, ctx.stride, inner)[0].to(weight2.dtype)
-    return dx, dw, dw2, dscale, torch.stack([dshift, dshift]), None, None, None
+def _save_norms(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, weight, affine, ctx.geometry, _, ctx.group = inputs
+    ctx.save_for_backward(x, weight, affine, output[1])
+    ctx.mark_non_differentiable(output[1])
 
 
-pair.register_autograd(_pair_backward, setup_context=_save_pair)
+def _norms_backward(ctx, grad, _):  # type: ignore[no-untyped-def]
+    x, weight, affine, found = ctx.saved_tensors
+    geometry, needs = ctx.geometry, ctx.needs_input_grad
+    dz, daffine = norms_gradients(grad, x, weight, affine, found, geometry, ctx.group)
+    dx = input_gradient(dz, weight, geometry, x.shape) if needs[0] else None
+    dw = weight_gradient(dz, x, weight, geometry, False)[0] if needs[1] else None
+    return dx, dw, daffine, None, None, None
 
 
-def merge(weight: Tensor, weight2: Tensor, factors: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """One kernel and its bias in place of two, each with a factor and a shift, (2, C_out)."""
-    dy, dx = ((a - b) // 2 for a, b in zip(weight.shape[2:], weight2.shape[2:], strict=True))
-    scaled = weight * factors[0, :, None, None, None]
-    scaled2 = weight2 * factors[1, :, None, None, None]
-    return scaled + torch.nn.functional.pad(scaled2, (dx, dx, dy, dy)), shift.sum(0)
+norms.register_autograd(_norms_backward, setup_context=_save_norms)
 
 
-def norm_pair(
-    x: Tensor, large: nn.Conv2d, norm: _BatchNorm, small: nn.Conv2d, small_norm: _BatchNorm
+def _sum_over(group: str, x: Tensor) -> None:
+    if group:
+        name: Any = group
+        dist.all_reduce(x, group=dist.distributed_c10d._resolve_process_group(name))
+
+
+def _rows(*weights: Tensor) -> Tensor:
+    """Kernels, (C_out, 1, height, width) each, as the operators want them."""
+    return torch.cat([w.flatten(1).t() for w in weights]).float().contiguous()
+
+
+def depthwise(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: Sequence[int]
 ) -> Tensor:
-    """Sum of two batch norms, each behind a convolution; see :func:`.depthwise.depthwise_pair`."""
-    norms, stride = (norm, small_norm), large.stride[0]
-    padding: Any = list(large.padding)
-    scale = torch.stack([n.weight for n in norms]).float()
-    shift = torch.stack([n.bias for n in norms]).float()
-    if not norm.training:
-        inverse = torch.stack([(n.running_var + n.eps).rsqrt() for n in norms])  # type: ignore[operator,union-attr]
-        mean = torch.stack([n.running_mean for n in norms])  # type: ignore[misc]
-        factors = scale * inverse
-        kernel, bias = merge(large.weight, small.weight, factors, shift - factors * mean)
+    """A depthwise convolution; see :func:`.depthwise.depthwise_conv2d`."""
+    bias = None if bias is None else bias.float()
+    return convolve(x, _rows(weight), bias, [stride, *padding, *weight.shape[2:]])
+
+
+def conv_norms(
+    x: Tensor, convs: Sequence[nn.Conv2d], norms_: Sequence[_BatchNorm], group: str
+) -> Tensor:
+    """Sum of batch norms, each behind a convolution; see :func:`.depthwise.depthwise_norms`."""
+    stride, padding = convs[0].stride[0], tuple(map(int, convs[0].padding))
+    if not norms_[0].training:
+        kernel, bias = _folded(convs, norms_)
         return depthwise(x, kernel, bias, stride, padding)
-    eps = [n.eps for n in norms]
-    y, mean, variance = pair(x, large.weight, small.weight, scale, shift, eps, stride, padding)
-    values = y.numel() // y.shape[1]
-    for n, m, v in zip(norms, mean, variance * (values / (values - 1)), strict=True):
-        assert n.running_mean is not None and n.running_var is not None
-        assert n.num_batches_tracked is not None
-        n.num_batches_tracked.add_(1)
-        momentum = 1 / float(n.num_batches_tracked) if n.momentum is None else n.momentum
-        n.running_mean.lerp_(m.to(n.running_mean), momentum)
-        n.running_var.lerp_(v.to(n.running_var), momentum)
+    geometry = [stride, *padding, *(n for conv in convs for n in conv.kernel_size)]
+    weight = _rows(*(conv.weight for conv in convs))
+    # the norm takes the bias of a convolution away again: its gradient is zero, not None
+    shifts = [
+        n.bias if c.bias is None else n.bias + 0 * c.bias
+        for c, n in zip(convs, norms_, strict=True)
+    ]
+    affine = torch.stack([*(n.weight for n in norms_), *shifts]).float()
+    y, found = norms(x, weight, affine, geometry, [n.eps for n in norms_], group)
+    means, _, variances, _ = found.split([len(norms_)] * 3 + [1])
+    shifted = [m if c.bias is None else m + c.bias for c, m in zip(convs, means, strict=True)]
+    _update(norms_, shifted, variances)
     return y
+
+
+def _folded(convs: Sequence[nn.Conv2d], norms_: Sequence[_BatchNorm]) -> tuple[Tensor, Tensor]:
+    """One kernel and its bias in place of convolutions and norms with frozen statistics."""
+    kernels_, biases = [], []
+    for conv, norm in zip(convs, norms_, strict=True):
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
+        mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+        biases.append(norm.bias - mean * scale)
+        less = (convs[0].kernel_size[i] - conv.kernel_size[i] for i in (1, 1, 0, 0))
+        kernel = conv.weight.float() * scale[:, None, None, None]
+        kernels_.append(torch.nn.functional.pad(kernel, [n // 2 for n in less]))
+    return torch.stack(kernels_).sum(0), torch.stack(biases).sum(0)
+
+
+@torch.no_grad()
+def _update(
+    norms_: Sequence[_BatchNorm], means: Iterable[Tensor], variances: Iterable[Tensor]
+) -> None:
+    """Running statistics, in few launches and without waiting for the device."""
+    counts: list[Any] = [norm.num_batches_tracked for norm in norms_]
+    torch._foreach_add_(counts, 1)
+    for norm, count, *found in zip(norms_, counts, means, variances, strict=True):
+        running: list[Any] = [norm.running_mean, norm.running_var]
+        found = [t.to(running[0]) for t in found]
+        if norm.momentum is None:
+            weight = count.reciprocal().to(running[0])
+            torch._foreach_lerp_(running, found, [weight, weight])
+        else:
+            torch._foreach_lerp_(running, found, norm.momentum)

@@ -1,268 +1,312 @@
-"""Triton kernels of depthwise convolutions in channels_last, and of two with batch norms, summed.
+"""Triton kernels of depthwise convolutions in channels_last, alone or with batch norms.
 
-Maps are (N, H, W, C) in memory, weights (C_out, height, width); output ``M * c + i`` sees channel
-``c``. All sums are float32. A small kernel shares the centre of the large one.
+Maps are (N, H, W, C) in memory. The kernels of all convolutions of a map lie one below the other as
+(taps, C_out) in float32; output ``M * c + i`` sees channel ``c``. Sums are in float32.
 
-Loops over rows are ``while`` loops: the interpreter has no ``range`` of a number with NumPy 2.4.
+The first convolution has the largest kernel, KH x KW; the others lie within it and share its
+centre. For each of its taps, ``TAPS[(b * KH + i) * KW + j]`` is the row of the weights of
+convolution ``b``, or -1 if that has none there.
+
+A program works on BP pixels, whatever their rows, of BC channels. Numbers of pixels are int32,
+addresses int64. Loops over numbers known at launch only are ``while`` loops: the interpreter has no
+``range`` of them with NumPy 2.4.
 """
+
+# mypy: disable-error-code="assignment"
+# (tuples grow in unrolled loops)
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def _position(index, WIDTH_BLOCKS, C_OUT, M: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr):
-    """A block of columns, of output channels and of the channels that they see."""
-    wo = (index % WIDTH_BLOCKS) * BW + tl.arange(0, BW)
-    co = tl.program_id(1) * BC + tl.arange(0, BC)
-    return wo, co, co // M, co < C_OUT
+def _zeros(COUNT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
+    found = ()
+    for _ in tl.static_range(COUNT):
+        found = found + (tl.zeros((BP, BC), dtype=tl.float32),)
+    return found
+
+
+@triton.jit
+def _rows(x, co, inside, C_OUT, COUNT: tl.constexpr):
+    """Values for each channel, one tensor for each of COUNT rows of (rows, C_OUT)."""
+    found = ()
+    for b in tl.static_range(COUNT):
+        row = tl.load(x + b * C_OUT + co, mask=inside, other=0.0).to(tl.float32)
+        found = found + (row[None, :],)
+    return found
+
+
+@triton.jit
+def _add_taps(
+    zs, v, w, inside, C_OUT, i: tl.constexpr, j: tl.constexpr,
+    B: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr,
+):  # fmt: skip
+    """Adds what tap (i, j) gives to each convolution that has it."""
+    found = ()
+    for b in tl.static_range(B):
+        if TAPS[(b * KH + i) * KW + j] >= 0:
+            k = tl.load(w + TAPS[(b * KH + i) * KW + j] * C_OUT, mask=inside, other=0.0)
+            found = found + (zs[b] + v * k[None, :],)
+        else:
+            found = found + (zs[b],)
+    return found
 
 
 @triton.jit
 def _convolve(
-    x, w, w2, row, wo, there, co, ci, inside, H, W, C, HO,
-    S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, K2: tl.constexpr,
-    BW: tl.constexpr, BC: tl.constexpr,
+    x, w, p, there, co, inside, H, W, C, HO, WO,
+    M: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, B: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Both convolutions at a row; the second one, of K2 x K2 (0 for none), in the same pass."""
-    n = row // HO
-    ho = row % HO
-    acc = tl.zeros((BW, BC), dtype=tl.float32)
-    acc2 = tl.zeros((BW, BC), dtype=tl.float32)
+    """All B convolutions at the pixels ``p`` of the outputs, in one pass over the map."""
+    top = p // WO % HO * S - PH
+    left = p % WO * S - PW
+    corner = ((p // (WO * HO) * H + top) * W + left).to(tl.int64)
+    corner = x + (corner[:, None] * C + (co // M)[None, :])
+    zs = _zeros(B, BP, BC)
     for i in tl.static_range(KH):
-        h = ho * S - PH + i
-        start = (n * H + h) * W
+        row = there & (top + i >= 0) & (top + i < H)
         for j in tl.static_range(KW):
-            col = wo * S - PW + j
-            seen = there & (h >= 0) & (h < H) & (col >= 0) & (col < W)
-            at = (start + col)[:, None] * C + ci[None, :]
-            v = tl.load(x + at, mask=seen[:, None] & inside[None, :], other=0.0).to(tl.float32)
-            k = tl.load(w + co * (KH * KW) + (i * KW + j), mask=inside, other=0.0)
-            acc += v * k.to(tl.float32)[None, :]
-            if K2 > 0:
-                i2 = i - (KH - K2) // 2
-                j2 = j - (KW - K2) // 2
-                if (i2 >= 0) & (i2 < K2) & (j2 >= 0) & (j2 < K2):
-                    k2 = tl.load(w2 + co * (K2 * K2) + (i2 * K2 + j2), mask=inside, other=0.0)
-                    acc2 += v * k2.to(tl.float32)[None, :]
-    return acc, acc2
+            seen = row & (left + j >= 0) & (left + j < W)
+            v = tl.load(corner + (i * W + j) * C, mask=seen[:, None] & inside[None, :], other=0.0)
+            zs = _add_taps(zs, v.to(tl.float32), w + co, inside, C * M, i, j, B, KH, KW, TAPS)
+    return zs
 
 
 @triton.jit
 def forward(
-    x, w, bias, y, H, W, C, HO, WO, C_OUT, WIDTH_BLOCKS,
-    HAS_BIAS: tl.constexpr, M: tl.constexpr,
-    S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    BW: tl.constexpr, BC: tl.constexpr,
+    x, w, bias, y, P, H, W, C, HO, WO, HAS_BIAS: tl.constexpr,
+    M: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, B: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """``y = conv(x) + bias``; a program for a piece of a row."""
-    index = tl.program_id(0)
-    wo, co, ci, inside = _position(index, WIDTH_BLOCKS, C_OUT, M, BW, BC)
-    row = (index // WIDTH_BLOCKS).to(tl.int64)
-    acc, _ = _convolve(
-        x, w, w, row, wo, wo < WO, co, ci, inside, H, W, C, HO,
-        S, PH, PW, KH, KW, 0, BW, BC,
-    )  # fmt: skip
+    """``y = conv(x) + bias``."""
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    co = tl.program_id(1) * BC + tl.arange(0, BC)
+    inside = co < C * M
+    there = p < P
+    zs = _convolve(
+        x, w, p, there, co, inside, H, W, C, HO, WO, M, S, PH, PW, B, KH, KW, TAPS, BP, BC
+    )
+    z = zs[0]
     if HAS_BIAS:
-        acc += tl.load(bias + co, mask=inside, other=0.0).to(tl.float32)[None, :]
-    at = (row * WO + wo)[:, None] * C_OUT + co[None, :]
-    tl.store(y + at, acc.to(y.dtype.element_ty), mask=(wo < WO)[:, None] & inside[None, :])
+        z += tl.load(bias + co, mask=inside, other=0.0).to(tl.float32)[None, :]
+    at = p.to(tl.int64)[:, None] * (C * M) + co[None, :]
+    tl.store(y + at, z.to(y.dtype.element_ty), mask=there[:, None] & inside[None, :])
 
 
 @triton.jit
 def input_gradient(
-    g, w, g2, w2, dx, H, W, C, HO, WO, WIDTH_BLOCKS,
-    M: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, K2: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+    g, w, dx, P, H, W, C, HO, WO, BRANCH,
+    M: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, B: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """``dx`` of one convolution, or of two (K2 > 0); a program for a piece of a row of ``dx``."""
-    index = tl.program_id(0)
-    wi, ci, _, inside = _position(index, WIDTH_BLOCKS, C, 1, BW, BC)
-    row = (index // WIDTH_BLOCKS).to(tl.int64)
-    n = row // H
-    h = row % H
-    acc = tl.zeros((BW, BC), dtype=tl.float32)
+    """``dx`` of B convolutions of the map; their gradients are BRANCH numbers apart."""
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    ci = tl.program_id(1) * BC + tl.arange(0, BC)
+    inside = ci < C
+    h = p // W % H + PH
+    left = p % W + PW
+    acc = tl.zeros((BP, BC), dtype=tl.float32)
     for i in tl.static_range(KH):
-        top = h + PH - i
-        ho = top // S
+        ho = (h - i) // S
+        row = (p < P) & (h >= i) & ((h - i) % S == 0) & (ho < HO)
+        first = (p // (W * H) * HO + ho) * WO
         for j in tl.static_range(KW):
-            left = wi + PW - j
-            wo = left // S
-            met = (top >= 0) & (top % S == 0) & (ho < HO)
-            met = met & (left >= 0) & (left % S == 0) & (wo < WO)
-            mask = met[:, None] & inside[None, :]
-            at = ((n * HO + ho) * WO + wo)[:, None]
-            for r in tl.static_range(M):
-                co = ci * M + r
-                v = tl.load(g + at * (C * M) + co[None, :], mask=mask, other=0.0)
-                k = tl.load(w + co * (KH * KW) + (i * KW + j), mask=inside, other=0.0)
-                acc += v.to(tl.float32) * k.to(tl.float32)[None, :]
-                if K2 > 0:
-                    i2 = i - (KH - K2) // 2
-                    j2 = j - (KW - K2) // 2
-                    if (i2 >= 0) & (i2 < K2) & (j2 >= 0) & (j2 < K2):
-                        v2 = tl.load(g2 + at * (C * M) + co[None, :], mask=mask, other=0.0)
-                        k2 = tl.load(w2 + co * (K2 * K2) + (i2 * K2 + j2), mask=inside, other=0.0)
-                        acc += v2.to(tl.float32) * k2.to(tl.float32)[None, :]
-    at = (row * W + wi)[:, None] * C + ci[None, :]
-    tl.store(dx + at, acc.to(dx.dtype.element_ty), mask=(wi < W)[:, None] & inside[None, :])
+            wo = (left - j) // S
+            seen = row & (left >= j) & ((left - j) % S == 0) & (wo < WO)
+            at = (first + wo).to(tl.int64)[:, None] * (C * M) + (ci * M)[None, :]
+            mask = seen[:, None] & inside[None, :]
+            for b in tl.static_range(B):
+                if TAPS[(b * KH + i) * KW + j] >= 0:
+                    k = w + TAPS[(b * KH + i) * KW + j] * (C * M) + ci * M
+                    for r in tl.static_range(M):
+                        v = tl.load(g + b * BRANCH + at + r, mask=mask, other=0.0).to(tl.float32)
+                        acc += v * tl.load(k + r, mask=inside, other=0.0)[None, :]
+    at = p.to(tl.int64)[:, None] * C + ci[None, :]
+    tl.store(dx + at, acc.to(dx.dtype.element_ty), mask=(p < P)[:, None] & inside[None, :])
 
 
 @triton.jit
 def weight_gradient(
-    g, x, dw, db, ROWS, ROWS_EACH, H, W, C, HO, WO, C_OUT, WIDTH_BLOCKS,
-    HAS_BIAS: tl.constexpr, M: tl.constexpr,
-    S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    TAPS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+    g, x, dw, db, P, EACH, H, W, C, HO, WO, ROWS, HAS_BIAS: tl.constexpr,
+    M: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    KW: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums of a row of the kernel over some rows of the map: (parts, height, width, C_out).
-
-    TAPS is the width of the kernel, rounded up to a power of 2.
-    """
+    """Sums of one row of a kernel over EACH blocks of pixels: (parts, ROWS, C_out)."""
     part = tl.program_id(0)
+    co = tl.program_id(1) * BC + tl.arange(0, BC)
     i = tl.program_id(2)
-    j = tl.arange(0, TAPS)
-    acc = tl.zeros((TAPS, BW, BC), dtype=tl.float32)
-    acc_bias = tl.zeros((BW, BC), dtype=tl.float32)
-    _, co, ci, inside = _position(0, 1, C_OUT, M, BW, BC)
+    inside = co < C * M
+    accs = _zeros(KW, BP, BC)
+    bias = tl.zeros((BP, BC), dtype=tl.float32)
     t = 0
-    while t < ROWS_EACH * WIDTH_BLOCKS:
-        row = (part * ROWS_EACH + t // WIDTH_BLOCKS).to(tl.int64)
-        wo = (t % WIDTH_BLOCKS) * BW + tl.arange(0, BW)
-        h = (row % HO) * S - PH + i
-        there = (wo < WO) & (row < ROWS)
-        at = (row * WO + wo)[:, None] * C_OUT + co[None, :]
+    while t < EACH:
+        p = (part * EACH + t) * BP + tl.arange(0, BP)
+        there = p < P
+        at = p.to(tl.int64)[:, None] * (C * M) + co[None, :]
         v = tl.load(g + at, mask=there[:, None] & inside[None, :], other=0.0).to(tl.float32)
         if HAS_BIAS:
-            acc_bias += v
-        col = (wo * S - PW)[None, :] + j[:, None]
-        seen = there[None, :] & (h >= 0) & (h < H) & (col >= 0) & (col < W)
-        at = ((row // HO * H + h) * W + col)[:, :, None] * C + ci[None, None, :]
-        u = tl.load(x + at, mask=seen[:, :, None] & inside[None, None, :], other=0.0)
-        acc += u.to(tl.float32) * v[None, :, :]
+            bias += v
+        h = p // WO % HO * S - PH + i
+        left = p % WO * S - PW
+        corner = ((p // (WO * HO) * H + h) * W + left).to(tl.int64)
+        corner = x + (corner[:, None] * C + (co // M)[None, :])
+        row = there & (h >= 0) & (h < H)
+        found = ()
+        for j in tl.static_range(KW):
+            seen = row & (left + j >= 0) & (left + j < W)
+            u = tl.load(corner + j * C, mask=seen[:, None] & inside[None, :], other=0.0)
+            found = found + (accs[j] + u.to(tl.float32) * v,)
+        accs = found
         t += 1
-    at = ((part * KH + i) * KW + j)[:, None] * C_OUT + co[None, :]
-    tl.store(dw + at, tl.sum(acc, axis=1), mask=(j < KW)[:, None] & inside[None, :])
+    at = (part * ROWS + i * KW) * (C * M) + co
+    for j in tl.static_range(KW):
+        tl.store(dw + at + j * (C * M), tl.sum(accs[j], axis=0), mask=inside)
     if HAS_BIAS:
-        tl.store(db + part * C_OUT + co, tl.sum(acc_bias, axis=0), mask=inside & (i == 0))
+        tl.store(db + part * (C * M) + co, tl.sum(bias, axis=0), mask=inside & (i == 0))
 
 
 @triton.jit
-def _welford(z, there, count, mean, m2):
-    """Takes one more value a lane into its count, mean and sum of squared differences."""
-    delta = z - mean
-    mean += tl.where(there, delta / tl.maximum(count, 1.0), 0.0)
-    m2 += tl.where(there, delta * (z - mean), 0.0)
-    return mean, m2
-
-
-@triton.jit
-def _join(count, mean, m2):
-    """The same for all lanes together."""
-    total = tl.maximum(tl.sum(count, axis=0), 1.0)
-    joined = tl.sum(count * mean, axis=0) / total
-    off = mean - joined[None, :]
-    return joined, tl.sum(m2 + count * off * off, axis=0)
-
-
-@triton.jit
-def pair_statistics(
-    x, w, w2, out, counts, ROWS, ROWS_EACH, H, W, C, HO, WO, C_OUT, WIDTH_BLOCKS,
-    M: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, K2: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+def statistics(
+    x, w, out, P, EACH, H, W, C, HO, WO,
+    M: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, B: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Means and sums of squared differences of both convolutions over some rows, by Welford.
+    """Sums over EACH blocks of pixels, in float64: (parts, 2 * B + 1, C_out).
 
-    ``out`` is (parts, 4, C_out): mean and squares of the large one, then of the small one.
+    They are each convolution's sum and sum of squares, from Welford's algorithm in float32, and the
+    number of pixels. Such sums can be added; in float64 their differences lose nothing.
     """
     part = tl.program_id(0)
-    _, co, ci, inside = _position(0, 1, C_OUT, M, BW, BC)
-    count = tl.zeros((BW, 1), dtype=tl.float32)
-    mean = tl.zeros((BW, BC), dtype=tl.float32)
-    m2 = tl.zeros((BW, BC), dtype=tl.float32)
-    mean2 = tl.zeros((BW, BC), dtype=tl.float32)
-    m22 = tl.zeros((BW, BC), dtype=tl.float32)
+    co = tl.program_id(1) * BC + tl.arange(0, BC)
+    inside = co < C * M
+    count = tl.zeros((BP, 1), dtype=tl.float32)
+    means = _zeros(B, BP, BC)
+    squares = _zeros(B, BP, BC)
     t = 0
-    while t < ROWS_EACH * WIDTH_BLOCKS:
-        row = (part * ROWS_EACH + t // WIDTH_BLOCKS).to(tl.int64)
-        wo = (t % WIDTH_BLOCKS) * BW + tl.arange(0, BW)
-        there = (wo < WO) & (row < ROWS)
-        z, z2 = _convolve(
-            x, w, w2, row, wo, there, co, ci, inside, H, W, C, HO,
-            S, PH, PW, KH, KW, K2, BW, BC,
-        )  # fmt: skip
+    while t < EACH:
+        p = (part * EACH + t) * BP + tl.arange(0, BP)
+        there = p < P
+        zs = _convolve(
+            x, w, p, there, co, inside, H, W, C, HO, WO, M, S, PH, PW, B, KH, KW, TAPS, BP, BC
+        )
         count += there[:, None].to(tl.float32)
-        mean, m2 = _welford(z, there[:, None], count, mean, m2)
-        mean2, m22 = _welford(z2, there[:, None], count, mean2, m22)
+        new_means = ()
+        new_squares = ()
+        for b in tl.static_range(B):
+            off = tl.where(there[:, None], zs[b] - means[b], 0.0)
+            mean = means[b] + off / tl.maximum(count, 1.0)
+            new_means = new_means + (mean,)
+            new_squares = new_squares + (squares[b] + off * (zs[b] - mean),)
+        means = new_means
+        squares = new_squares
         t += 1
-    joined, squares = _join(count, mean, m2)
-    joined2, squares2 = _join(count, mean2, m22)
-    at = part * 4 * C_OUT + co
-    tl.store(out + at, joined, mask=inside)
-    tl.store(out + at + C_OUT, squares, mask=inside)
-    tl.store(out + at + 2 * C_OUT, joined2, mask=inside)
-    tl.store(out + at + 3 * C_OUT, squares2, mask=inside)
-    tl.store(counts + part, tl.sum(tl.sum(count, axis=1), axis=0))
+    at = out + part * (2 * B + 1) * (C * M) + co
+    n = count.to(tl.float64)
+    for b in tl.static_range(B):
+        mean = means[b].to(tl.float64)
+        tl.store(at + b * (C * M), tl.sum(n * mean, axis=0), mask=inside)
+        square = tl.sum(squares[b].to(tl.float64) + n * mean * mean, axis=0)
+        tl.store(at + (B + b) * (C * M), square, mask=inside)
+    total = tl.sum(tl.broadcast_to(n, (BP, BC)), axis=0)
+    tl.store(at + 2 * B * (C * M), total, mask=inside)
 
 
 @triton.jit
-def pair_sums(
-    g, x, w, w2, means, out, ROWS, ROWS_EACH, H, W, C, HO, WO, C_OUT, WIDTH_BLOCKS,
-    M: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, K2: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+def merge(
+    sums, w, affine, merged, bias, out, C_OUT, EPS: tl.constexpr,
+    B: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums of ``g`` and of ``g * (z - mean)`` of both convolutions: (parts, 3, C_out)."""
+    """One kernel and its bias in place of all convolutions and their norms, and the statistics.
+
+    ``affine`` is (2 * B, C_out), the weights of all norms, then the biases. ``out`` is
+    (3 * B + 1, C_out): means, inverse deviations, unbiased variances and the number of values.
+    """
+    co = tl.program_id(0) * BC + tl.arange(0, BC)
+    inside = co < C_OUT
+    n = tl.load(sums + 2 * B * C_OUT + co, mask=inside, other=2.0)
+    tl.store(out + 3 * B * C_OUT + co, n.to(tl.float32), mask=inside)
+    factors = ()
+    shift = tl.zeros((BC,), dtype=tl.float64)
+    for b in tl.static_range(B):
+        mean = tl.load(sums + b * C_OUT + co, mask=inside, other=0.0) / n
+        square = tl.load(sums + (B + b) * C_OUT + co, mask=inside, other=0.0)
+        squares = tl.maximum(square - n * mean * mean, 0.0)
+        inverse = 1.0 / tl.sqrt(squares / n + EPS[b])
+        tl.store(out + b * C_OUT + co, mean.to(tl.float32), mask=inside)
+        tl.store(out + (B + b) * C_OUT + co, inverse.to(tl.float32), mask=inside)
+        tl.store(out + (2 * B + b) * C_OUT + co, (squares / (n - 1)).to(tl.float32), mask=inside)
+        factor = tl.load(affine + b * C_OUT + co, mask=inside, other=0.0) * inverse
+        shift += tl.load(affine + (B + b) * C_OUT + co, mask=inside, other=0.0) - factor * mean
+        factors = factors + (factor.to(tl.float32),)
+    tl.store(bias + co, shift.to(tl.float32), mask=inside)
+    for i in tl.static_range(KH * KW):
+        k = tl.zeros((BC,), dtype=tl.float32)
+        for b in tl.static_range(B):
+            if TAPS[b * KH * KW + i] >= 0:
+                row = w + TAPS[b * KH * KW + i] * C_OUT + co
+                k += factors[b] * tl.load(row, mask=inside, other=0.0)
+        tl.store(merged + i * C_OUT + co, k, mask=inside)
+
+
+@triton.jit
+def norm_sums(
+    g, x, w, means, out, P, EACH, H, W, C, HO, WO,
+    M: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, B: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Sums of ``g``, and of ``g * (z - mean)`` of each convolution: (parts, B + 1, C_out)."""
     part = tl.program_id(0)
-    _, co, ci, inside = _position(0, 1, C_OUT, M, BW, BC)
-    mean = tl.load(means + co, mask=inside, other=0.0)[None, :]
-    mean2 = tl.load(means + C_OUT + co, mask=inside, other=0.0)[None, :]
-    acc = tl.zeros((BW, BC), dtype=tl.float32)
-    acc1 = tl.zeros((BW, BC), dtype=tl.float32)
-    acc2 = tl.zeros((BW, BC), dtype=tl.float32)
+    co = tl.program_id(1) * BC + tl.arange(0, BC)
+    inside = co < C * M
+    mean = _rows(means, co, inside, C * M, B)
+    accs = _zeros(B + 1, BP, BC)
     t = 0
-    while t < ROWS_EACH * WIDTH_BLOCKS:
-        row = (part * ROWS_EACH + t // WIDTH_BLOCKS).to(tl.int64)
-        wo = (t % WIDTH_BLOCKS) * BW + tl.arange(0, BW)
-        there = (wo < WO) & (row < ROWS)
-        z, z2 = _convolve(
-            x, w, w2, row, wo, there, co, ci, inside, H, W, C, HO,
-            S, PH, PW, KH, KW, K2, BW, BC,
-        )  # fmt: skip
-        at = (row * WO + wo)[:, None] * C_OUT + co[None, :]
+    while t < EACH:
+        p = (part * EACH + t) * BP + tl.arange(0, BP)
+        there = p < P
+        zs = _convolve(
+            x, w, p, there, co, inside, H, W, C, HO, WO, M, S, PH, PW, B, KH, KW, TAPS, BP, BC
+        )
+        at = p.to(tl.int64)[:, None] * (C * M) + co[None, :]
         v = tl.load(g + at, mask=there[:, None] & inside[None, :], other=0.0).to(tl.float32)
-        acc += v
-        acc1 += v * (z - mean)
-        acc2 += v * (z2 - mean2)
+        found = (accs[0] + v,)
+        for b in tl.static_range(B):
+            found = found + (accs[b + 1] + v * (zs[b] - mean[b]),)
+        accs = found
         t += 1
-    at = part * 3 * C_OUT + co
-    tl.store(out + at, tl.sum(acc, axis=0), mask=inside)
-    tl.store(out + at + C_OUT, tl.sum(acc1, axis=0), mask=inside)
-    tl.store(out + at + 2 * C_OUT, tl.sum(acc2, axis=0), mask=inside)
+    at = out + part * (B + 1) * (C * M) + co
+    for b in tl.static_range(B + 1):
+        tl.store(at + b * (C * M), tl.sum(accs[b], axis=0), mask=inside)
 
 
 @triton.jit
-def pair_gradients(
-    g, x, w, w2, factors, dz, dz2, H, W, C, HO, WO, C_OUT, WIDTH_BLOCKS,
-    M: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, K2: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+def norm_gradients(
+    g, x, w, scale, found, sums, dz, P, H, W, C, HO, WO, BRANCH,
+    M: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, B: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of both convolutions, ``a * g + c + d * z``; ``factors`` is (6, C_out)."""
-    index = tl.program_id(0)
-    wo, co, ci, inside = _position(index, WIDTH_BLOCKS, C_OUT, M, BW, BC)
-    row = (index // WIDTH_BLOCKS).to(tl.int64)
-    z, z2 = _convolve(
-        x, w, w2, row, wo, wo < WO, co, ci, inside, H, W, C, HO,
-        S, PH, PW, KH, KW, K2, BW, BC,
-    )  # fmt: skip
-    mask = (wo < WO)[:, None] & inside[None, :]
-    at = (row * WO + wo)[:, None] * C_OUT + co[None, :]
+    """Gradients of the B convolutions, BRANCH numbers apart.
+
+    ``found`` is what :func:`merge` found, ``sums`` is :func:`norm_sums` over all pixels.
+    """
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    co = tl.program_id(1) * BC + tl.arange(0, BC)
+    inside = co < C * M
+    there = p < P
+    zs = _convolve(
+        x, w, p, there, co, inside, H, W, C, HO, WO, M, S, PH, PW, B, KH, KW, TAPS, BP, BC
+    )
+    mask = there[:, None] & inside[None, :]
+    at = p.to(tl.int64)[:, None] * (C * M) + co[None, :]
     v = tl.load(g + at, mask=mask, other=0.0).to(tl.float32)
-    a = tl.load(factors + co, mask=inside, other=0.0)[None, :]
-    c = tl.load(factors + C_OUT + co, mask=inside, other=0.0)[None, :]
-    d = tl.load(factors + 2 * C_OUT + co, mask=inside, other=0.0)[None, :]
-    tl.store(dz + at, (a * v + c + d * z).to(dz.dtype.element_ty), mask=mask)
-    a = tl.load(factors + 3 * C_OUT + co, mask=inside, other=0.0)[None, :]
-    c = tl.load(factors + 4 * C_OUT + co, mask=inside, other=0.0)[None, :]
-    d = tl.load(factors + 5 * C_OUT + co, mask=inside, other=0.0)[None, :]
-    tl.store(dz2 + at, (a * v + c + d * z2).to(dz2.dtype.element_ty), mask=mask)
+    scales = _rows(scale, co, inside, C * M, B)
+    means = _rows(found, co, inside, C * M, B)
+    inverses = _rows(found + B * (C * M), co, inside, C * M, B)
+    n = tl.load(found + 3 * B * (C * M) + co, mask=inside, other=1.0)[None, :]
+    totals = _rows(sums, co, inside, C * M, B + 1)
+    for b in tl.static_range(B):
+        slope = inverses[b] * inverses[b] * totals[b + 1] / n
+        d = scales[b] * inverses[b] * (v - totals[0] / n - slope * (zs[b] - means[b]))
+        tl.store(dz + b * BRANCH + at, d.to(dz.dtype.element_ty), mask=mask)

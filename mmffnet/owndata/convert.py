@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as rle
 
 from mmffnet.errors import UsageError
 
@@ -22,112 +21,94 @@ def split_pictures(data: OwnData, group_by: str | None = None) -> str:
     """Give each picture a part, 'train' or 'val' (or 'test'), and say how.
 
     A part that the data have is kept. Otherwise a fifth is chosen for validation by a hash of the
-    names, so that it is the same in each call and for more pictures later on.
-
-    Args:
-        data (OwnData): The pictures.
-        group_by (str, optional): A regular expression; pictures whose names give the same first
-            group (or match) stay together. Defaults to None.
-
-    Raises:
-        UsageError: If one part would be empty.
+    names, so that it is the same in each call and for more pictures later on; pictures in whose
+    names ``group_by``, a regular expression, matches the same (first group) stay together.
     """
     there = Counter(picture.split for picture in data.pictures)
-    if there['val'] and there['train']:
-        left = there[None]
+    if there['train'] and (there['val'] or there['test']):
+        text = f'the split of the data: {there["train"]} pictures to train, '
+        text += f'{there["val"] or there["test"]} to validate'
+        if not there['val']:
+            text += ', which they call test'
+            for picture in data.part('test'):
+                picture.split = 'val'
         data.pictures = [picture for picture in data.pictures if picture.split]
-        text = f'the split of the data: {there["train"]} pictures to train, {there["val"]} to test'
-        return text + (f'; {left} are in neither part and left out' if left else '')
-    if there['test'] and there['train']:
-        for picture in data.pictures:
-            picture.split = 'val' if picture.split == 'test' else picture.split
-        return f'{there["train"]} pictures to train; what the data call test is for validation'
-    chosen: list[Picture] = []
+        left = there[None]
+        return text + (f'; {left} are in no part and left out' if left else '')
     groups: dict[str, list[Picture]] = {}
     for picture in data.pictures:
         if picture.split in (None, 'train'):
-            groups.setdefault(_group(picture, data.root, group_by), []).append(picture)
+            groups.setdefault(_group(data.name(picture.path), group_by), []).append(picture)
     if len(groups) < 2:
         raise UsageError(
             f'{data.root} has {len(groups)} group of pictures: there must be two at least, one to '
             'train with and one to validate with'
         )
-    order = sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest())
-    wanted = max(_FRACTION * sum(map(len, groups.values())), 1)
-    lacking = Counter(name for picture in data.pictures for name in labels_of(picture))
-    taken: Counter[str] = Counter()
-    # those first that bring a class which validation has not yet, and training keeps
-    for pass_ in ('classes', 'number'):
-        for name in order:
-            if len(chosen) >= wanted or len(groups) < 2:
-                break
-            mine = Counter(
-                label for picture in groups.get(name, ()) for label in labels_of(picture)
-            )
-            new = [label for label in mine if not taken[label] and lacking[label] > mine[label]]
-            if name in groups and (new or pass_ == 'number'):
-                chosen += groups.pop(name)
-                taken += mine
+    chosen = _choose(list(groups.items()))
     for picture in data.pictures:
         picture.split = picture.split or 'train'
     for picture in chosen:
         picture.split = 'val'
-    train = sum(picture.split == 'train' for picture in data.pictures)
     how = f'in groups by {group_by!r}' if group_by else 'by their names'
+    train = len(data.part('train'))
     return f'{train} pictures to train and {len(chosen)} to validate, chosen {how}'
 
 
-def _group(picture: Picture, root: Path, group_by: str | None) -> str:
-    name = picture.path.relative_to(root).as_posix()
-    if group_by is None:
-        return name
+def _choose(groups: list[tuple[str, list[Picture]]]) -> list[Picture]:
+    """Groups for validation: first those with a class that it has not yet, and training keeps."""
+    groups = sorted(groups, key=lambda group: hashlib.sha256(group[0].encode()).digest())
+    counts = [Counter(c for picture in group for c in set(picture.classes)) for _, group in groups]
+    total: Counter[str] = sum(counts, Counter())
+    wanted = max(_FRACTION * sum(len(group) for _, group in groups), 1)
+    chosen: dict[int, list[Picture]] = {}
+    taken: Counter[str] = Counter()
+    for only_new in (True, False):
+        for i, (_, group) in enumerate(groups):
+            new = any(not taken[c] and total[c] > count for c, count in counts[i].items())
+            if sum(map(len, chosen.values())) >= wanted or len(chosen) == len(groups) - 1:
+                break
+            if i not in chosen and (new or not only_new):
+                chosen[i] = group
+                taken += counts[i]
+    return [picture for group in chosen.values() for picture in group]
+
+
+def _group(name: str, group_by: str | None) -> str:
     try:
-        found = re.search(group_by, name)
+        found = re.search(group_by, name) if group_by is not None else None
     except re.error as error:
         raise UsageError(f'--group-by {group_by!r} is no regular expression: {error}') from error
-    return (found[1] if found.re.groups else found[0]) if found else name
-
-
-def labels_of(picture: Picture) -> set[str]:
-    """The classes in a picture, as far as its labels say without reading a mask."""
-    found = {thing['category'] for thing in picture.objects}
-    return found | ({picture.label} if picture.label else set())
+    return (found[1] if found.re.groups else found[0]) or '' if found else name
 
 
 def write_annotations(data: OwnData, out: Path) -> dict[str, str]:
-    """Write the labels of each part in the format that the packages read.
-
-    Returns:
-        dict[str, str]: The file of each part, 'train' and 'val'.
-    """
+    """Write the labels in the format that the packages read: a file for 'train', one for 'val'."""
     folder = out / 'annotations'
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for split in ('train', 'val'):
-        pictures = data.part(split)
-        names = [picture.path.relative_to(data.root).as_posix() for picture in pictures]
-        path = folder / f'{split}.{"txt" if data.task in ("cls", "seg") else "json"}'
+        pictures = {data.name(picture.path): picture for picture in data.part(split)}
         if data.task == 'cls':
-            labels = [data.classes.index(str(picture.label)) for picture in pictures]
-            text = ''.join(f'{n} {label}\n' for n, label in zip(names, labels, strict=True))
+            lines = [f'{n} {data.classes.index(str(p.label))}\n' for n, p in pictures.items()]
         elif data.task == 'seg':
-            text = ''.join(f'{name}\n' for name in names)
-            for name, picture in zip(names, pictures, strict=True):
+            lines = [f'{name}\n' for name in pictures]
+            for name, picture in pictures.items():
                 mask = folder / 'masks' / f'{name}.png'
                 mask.parent.mkdir(parents=True, exist_ok=True)
-                labels_ = index_mask(read_mask(picture.mask), data.values)  # type: ignore[arg-type]
-                Image.fromarray(labels_).save(mask)
+                labels = index_mask(read_mask(picture.mask), data.values)  # type: ignore[arg-type]
+                Image.fromarray(labels).save(mask)
         else:
-            text = json.dumps(_coco(data, names, pictures))
-        path.write_text(text, encoding='utf-8')
+            lines = [json.dumps(_coco(data.classes, pictures))]
+        path = folder / f'{split}.{"txt" if data.task in ("cls", "seg") else "json"}'
+        path.write_text(''.join(lines), encoding='utf-8')
         files[split] = str(path)
     return files
 
 
-def _coco(data: OwnData, names: list[str], pictures: list[Picture]) -> dict[str, Any]:
+def _coco(classes: list[str], pictures: dict[str, Picture]) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, (name, picture) in enumerate(zip(names, pictures, strict=True), 1):
+    for number, (name, picture) in enumerate(pictures.items(), 1):
         width, height = picture.size
         images.append(dict(id=number, file_name=name, width=width, height=height))
         for thing in picture.objects:
@@ -135,23 +116,23 @@ def _coco(data: OwnData, names: list[str], pictures: list[Picture]) -> dict[str,
                 dict(
                     id=len(annotations) + 1,
                     image_id=number,
-                    category_id=data.classes.index(thing['category']) + 1,
-                    bbox=[round(float(side), 3) for side in thing['bbox']],
-                    iscrowd=int(thing.get('iscrowd') or 0),
+                    category_id=classes.index(thing['category']) + 1,
+                    bbox=[round(side, 3) for side in thing['bbox']],
+                    iscrowd=thing['iscrowd'],
                     **_outline(thing, width, height),
                 )
             )
-    categories = [dict(id=i, name=name) for i, name in enumerate(data.classes, 1)]
+    categories = [dict(id=i, name=name) for i, name in enumerate(classes, 1)]
     return dict(images=images, annotations=annotations, categories=categories)
 
 
 def _outline(thing: dict[str, Any], width: int, height: int) -> dict[str, Any]:
+    from pycocotools import mask as rle  # mmdet brings it, and other tasks can do without
+
     shape = thing.get('segmentation')
     if not shape:
         return dict(area=float(np.prod(thing['bbox'][2:])))
-    found = shape
-    if isinstance(shape, list):
-        found = rle.merge(rle.frPyObjects(shape, height, width))
-    elif isinstance(shape['counts'], list):
-        found = rle.frPyObjects(shape, height, width)
-    return dict(segmentation=shape, area=float(rle.area(found)))
+    parts = shape if isinstance(shape, list) else [shape]
+    if parts is shape or isinstance(shape['counts'], list):
+        parts = rle.frPyObjects(parts, height, width)
+    return dict(segmentation=shape, area=float(rle.area(rle.merge(parts))))

@@ -1,20 +1,23 @@
 """From a folder of labelled pictures to a trained model."""
 
-import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
+from mmffnet.benchmark.evaluation import evaluate
+from mmffnet.checkpoint import read_checkpoint, save_atomically
 from mmffnet.engine import runner
 from mmffnet.engine.measure import measure_step
 from mmffnet.engine.resume import find_checkpoint
 from mmffnet.errors import UsageError
+from mmffnet.inference.tiles import Tiling
 
 from .convert import split_pictures, write_annotations
 from .formats import read_own_data
-from .page import write_page
+from .page import list_items, write_html, write_page
 from .recipe import choose, fit_epochs, write_config
 from .report import examine, read_pictures
-from .results import evaluate
+from .tiles import cut_into_tiles
 
 
 def finetune(
@@ -28,34 +31,27 @@ def finetune(
     format: str | None = None,
     group_by: str | None = None,
     size: int | None = None,
+    tiles: int | None = None,
     dry_run: bool = False,
     resume: bool = False,
     say: Callable[[str], None] = print,
 ) -> Path | None:
-    """Look at labelled pictures, write a config for them, train and test.
+    """Look at labelled pictures, write a config for them, train, test, and return the page.
 
     Args:
         root (str): The folder; nothing in it is changed.
         out (str): The folder for all that is made.
         task (str, optional): 'det', 'instance', 'seg' or 'cls'. Defaults to None, which is the
             most that the labels serve.
-        arch (str, optional): See :func:`choose`, as for ``weights`` and ``size``.
         minutes (float, optional): How long to train. Defaults to None.
         epochs (int, optional): Rounds through the pictures. Defaults to None: what ``minutes``
             allow, or 50.
-        weights (str, optional): A checkpoint to start from.
-        format (str, optional): The format of the labels. Defaults to None, which finds it.
-        group_by (str, optional): See :func:`split_pictures`.
-        size (int, optional): The longer side of pictures.
-        dry_run (bool): Stop after the config and the report. Defaults to False.
+        format, group_by: See :func:`read_own_data` and :func:`split_pictures`.
+        arch, weights, size: See :func:`choose`.
+        tiles (int, optional): Width and height of tiles that larger pictures are cut into.
+        dry_run (bool): Stop after the config and the report, return None. Defaults to False.
         resume (bool): Continue a training that was interrupted. Defaults to False.
         say (Callable): Gets what there is to say. Defaults to print.
-
-    Returns:
-        Path | None: The page of results; None after a dry run.
-
-    Raises:
-        UsageError: If the data cannot be trained on.
     """
     folder = Path(out)
     config = folder / 'config.py'
@@ -63,39 +59,46 @@ def finetune(
         if not config.is_file():
             raise UsageError(f'there is no training to resume: {config} does not exist')
         return _train(config, folder, resume, say)
-    data = read_own_data(root, format)
-    if task is not None and task != data.task:
-        if (task, data.task) != ('det', 'instance'):
-            raise UsageError(f'the {data.format} labels of {root} are for {data.task}, not {task}')
-        data.task = task
+    tiling = None if tiles is None else Tiling(tiles)
     if config.exists():
-        raise UsageError(f'{folder} holds a training: continue it with --resume, or choose --out')
+        raise UsageError(f'{config} exists: train with it by --resume, or choose another --out')
+    data = read_own_data(root, format)
     if folder.resolve().is_relative_to(data.root.resolve()):
         raise UsageError(f'{folder} is inside of the data, which are never changed: choose --out')
+    if task not in (None, data.task, 'det') or (task == 'det' and data.task in ('seg', 'cls')):
+        raise UsageError(f'the {data.format} labels of {root} are for {data.task}, not {task}')
+    data.task = task or data.task
+    if tiling and data.task == 'cls':
+        raise UsageError('--tiles is for labels of objects or pixels, these are of whole pictures')
+    data.tiles = tiles
     say(f'{len(data.pictures)} pictures with {data.format} labels, {len(data.classes)} classes')
     prints = read_pictures(data)
-    say(split_pictures(data, group_by))
-    recipe = choose(data, data.task, arch, weights, size)
+    say(split_pictures(data, group_by) + '\n')
+    recipe = choose(data, data.task, arch, weights, size or tiles)
     report = examine(data, recipe.size, prints)
     say(report.as_text())
     if report.fatal:
         raise UsageError(report.fatal[0])
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if tiling:
+            data = cut_into_tiles(data, tiling, folder / 'tiles')
+            recipe = choose(data, data.task, arch, weights, size or tiles)
+            say(f'{len(data.pictures)} tiles of {tiles} pixels')
         files = write_annotations(data, folder)
-    except OSError as error:
-        raise UsageError(f'cannot write to {folder}: {error}') from error
-    recipe.epochs = epochs or recipe.epochs
-    write_config(recipe, data, files, config)
-    if minutes and not epochs and not dry_run:
-        count = len(data.part('train'))
-        step = measure_step(runner.read_config(str(config)))
-        test = len(data.part('val')) * step / recipe.batch
-        fit_epochs(recipe, count, minutes, step, test)
+        recipe.epochs = epochs or recipe.epochs
         write_config(recipe, data, files, config)
-    say('\n'.join(['', 'Settings', *(f'- {reason}' for reason in recipe.reasons)]))
-    say(f'\nconfig: {config}')
-    (folder / 'data.html').write_text(report.as_html(), encoding='utf-8')
+        if minutes and not epochs:
+            step = measure_step(runner.read_config(str(config)))
+            fit_epochs(recipe, data, minutes, step)
+            write_config(recipe, data, files, config)
+        parts = [report.as_html(), list_items('Settings', recipe.reasons)]
+        write_html(folder / 'data.html', f'{data.root.resolve().name}: data', parts)
+    except OSError as error:
+        if config.is_file():
+            config.unlink()
+        raise UsageError(f'cannot write to {folder}: {error}') from error
+    say('\n- '.join(['Settings\n', *recipe.reasons]) + f'\n\nconfig: {config}')
     return None if dry_run else _train(config, folder, resume, say)
 
 
@@ -106,6 +109,10 @@ def _train(config: Path, folder: Path, resume: bool, say: Callable[[str], None])
     runner.run(runner.build_runner(cfg), 'train')
     best = sorted(training.glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
     checkpoint = best[-1] if best else Path(str(find_checkpoint(str(training))))
+    content = read_checkpoint(checkpoint)
+    weights = folder / f'model.{"safetensors" if find_spec("safetensors") else "pth"}'
+    save_atomically({key: content[key] for key in ('meta', 'state_dict')}, weights, force=True)
+    say(f'weights: {weights}')
     page = write_report(str(config), str(checkpoint), folder / 'results.html')
     say(f'results: {page}')
     return page
@@ -114,34 +121,25 @@ def _train(config: Path, folder: Path, resume: bool, say: Callable[[str], None])
 def write_report(config: str, checkpoint: str, page: str | Path, device: str | None = None) -> Path:
     """Test a trained model on the pictures of its config and write the page of results.
 
-    Args:
-        config (str): The config.
-        checkpoint (str): The weights.
-        page (str | Path): The HTML file to write; numbers go beside it as JSON.
-        device (str, optional): Defaults to None, the best there is.
+    The numbers go beside the page as JSON.
     """
-    page, folder = Path(page), Path(checkpoint).parent
-    start = time.perf_counter()
+    page = Path(page)
     results = evaluate(config, checkpoint, device)
-    seconds = time.perf_counter() - start
     report = page.with_name('data.html')
-    logs = sorted(folder.glob('*/vis_data/scalars.json'))
-    facts = {
-        'million parameters': f'{results.parameters / 1e6:.2f}',
-        's for the test': f'{seconds:.0f}',
-    }
+    data = report.read_text(encoding='utf-8') if report.is_file() else ''
+    data = data.partition('</h1>')[2].replace('</body></html>', '')
+    logs = sorted(Path(checkpoint).parent.glob('*/vis_data/scalars.json'))
+    tiles = runner.read_config(config).get('tiles')
+    cut = f' --tiles {tiles}' if tiles else ''
     commands = (
-        f'mmffnet train {config}                # again, after changes\n'
-        f'mmffnet infer {config} {checkpoint} PICTURES --out-dir predictions\n'
+        f'mmffnet train {config}\n'
+        f'mmffnet report {config} {checkpoint} --out {page}\n'
+        f'mmffnet infer {config} {checkpoint} PICTURES{cut} --out-dir predictions\n'
         f'mmffnet export {config} {checkpoint} --format onnx'
     )
-    write_page(
-        page,
-        f'{Path(config).resolve().parent.name}: results',
-        results,
-        commands,
-        facts,
-        logs[-1] if logs else None,
-        report.read_text(encoding='utf-8') if report.is_file() else '',
-    )
+    name = Path(config).stem if Path(config).stem != 'config' else page.resolve().parent.name
+    try:
+        write_page(page, f'{name}: results', results, commands, logs[-1] if logs else None, data)
+    except OSError as error:
+        raise UsageError(f'cannot write {page}: {error}') from error
     return page

@@ -1,11 +1,18 @@
-"""Folders of labelled pictures, in the formats that labelling tools write."""
+"""Folders of labelled pictures, in the formats that labelling tools write.
 
-import functools
+Libraries that read them (supervision, say) want to be told the format and the paths, turn outlines
+into masks, and do not name the file in errors; what is left to do around them is no shorter.
+"""
+
 import json
+import os
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,69 +21,124 @@ import yaml
 from PIL import Image
 
 from mmffnet.errors import UsageError, describe_error
+from mmffnet.inference.sources import PICTURES
 
-PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
-_SPLITS = {
-    'train': ('train', 'training'),
-    'val': ('val', 'valid', 'validation', 'dev'),
-    'test': ('test', 'testing'),
-}
-_MASK_FOLDERS = ('annotations', 'labels', 'mask', 'masks', 'segmentationclass')
+#: What Pillow raises for files that are no whole pictures
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+_SPLITS = {'train': 'train training', 'val': 'val valid validation dev', 'test': 'test testing'}
+_MASK_FOLDERS = ('annotations', 'gt', 'labels', 'mask', 'masks', 'segmentationclass')
+_MASK_FILES = ('.bmp', '.png', '.tif', '.tiff')
 _CLASS_FILES = ('classes.txt', 'labels.txt', 'class_names.txt', 'obj.names')
+_MASK_WORD = re.compile(r'[_\-.](mask|label|labels|seg)$', re.IGNORECASE)
 _IGNORED = 255
+_COLOUR = 2**24  # what values of masks that are colours begin with
 
 
 @dataclass
 class Picture:
-    """A picture and what is labelled in it.
-
-    Args:
-        path (Path): The file.
-        split (str, optional): 'train', 'val' or 'test', as the data have it. Defaults to None.
-        objects (list[dict]): Annotations as in COCO's format, with the name of the class as
-            ``category``; ``segmentation`` is missing where there is just a box. Defaults to [].
-        mask (Path, optional): File with the class of each pixel. Defaults to None.
-        label (str, optional): Class of the whole picture. Defaults to None.
-    """
+    """A picture and what is labelled in it."""
 
     path: Path
-    split: str | None = None
+    split: str | None = None  #: 'train', 'val' or 'test', as the data have it
+    #: Annotations as in COCO's format, with the name of the class as ``category``;
+    #: ``segmentation`` is missing where there is just a box. Of a mask, the classes alone
     objects: list[dict[str, Any]] = field(default_factory=list)
-    mask: Path | None = None
-    label: str | None = None
+    mask: Path | None = None  #: File with the class of each pixel
+    label: str | None = None  #: Class of the whole picture
+    labelled_size: tuple[Any, Any] = (None, None)  #: Width, height that the labels say
 
-    @functools.cached_property
+    @cached_property
     def size(self) -> tuple[int, int]:
-        """Width and height as they are shown, that is after what EXIF says of rotation."""
-        with Image.open(self.path) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
+        """Width and height as they are shown, turned as EXIF says; (0, 0) if it is no picture."""
+        try:
+            with Image.open(self.path) as image:
+                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+                return image.size[::-1] if turned else image.size
+        except UNREADABLE:
+            return (0, 0)
+
+    @property
+    def classes(self) -> list[str]:
+        """Its class, or that of each object."""
+        return [self.label] if self.label else [thing['category'] for thing in self.objects]
 
 
 @dataclass
 class OwnData:
-    """Labelled pictures.
-
-    Args:
-        root (Path): The folder.
-        format (str): The format that was found.
-        task (str): The most that the labels serve: 'instance', 'det', 'seg' or 'cls'.
-        classes (list[str]): Names of the classes.
-        pictures (list[Picture]): The pictures.
-        remarks (list[str]): What the user should know. Defaults to [].
-        values (dict): For 'seg', the class of each value (or colour) of the masks.
-    """
+    """Labelled pictures."""
 
     root: Path
     format: str
-    task: str
+    task: str  #: The most that the labels serve: 'instance', 'det', 'seg' or 'cls'
     classes: list[str]
     pictures: list[Picture]
-    remarks: list[str] = field(default_factory=list)
-    values: dict[Any, int] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)  #: What the user should know
+    values: dict[int, int] = field(default_factory=dict)  #: The class of each value of masks
+    tiles: int | None = None  #: Size of the tiles to cut the pictures into
 
     def part(self, split: str) -> list[Picture]:
         return [picture for picture in self.pictures if picture.split == split]
+
+    def name(self, path: Path) -> str:
+        """A file as it is called below the folder."""
+        return path.relative_to(self.root).as_posix()
+
+
+class Folder:
+    """A folder with all files in it and below it, hidden ones apart; links are followed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.files: list[Path] = []
+        walked = set()
+        for place, folders, names in os.walk(root, followlinks=True):
+            if (real := os.path.realpath(place)) in walked:  # a link that leads back
+                folders.clear()
+                continue
+            walked.add(real)
+            folders[:] = [name for name in folders if not name.startswith(('.', '__MACOSX'))]
+            self.files += [Path(place, name) for name in names if not name.startswith('.')]
+        self.files = sorted(path for path in self.files if path.is_file())
+        self.pictures = dict.fromkeys(self.endings(*PICTURES))
+        self.by_stem: dict[str, list[Path]] = {}
+        for path in self.pictures:
+            self.by_stem.setdefault(path.stem, []).append(path)
+
+    def endings(self, *suffixes: str) -> list[Path]:
+        return [path for path in self.files if path.suffix.lower() in suffixes]
+
+    @cached_property
+    def json(self) -> dict[Path, dict[str, Any]]:
+        """The JSON objects among the files."""
+        found = {}
+        for path in self.endings('.json'):
+            with _reading(path, 'JSON'):
+                content = json.loads(path.read_bytes())
+            if isinstance(content, dict):
+                content.pop('imageData', None)  # LabelMe's copy of the picture
+                found[path] = content
+        return found
+
+    def locate(self, names: list[str], near: list[Path], split: str | None = None) -> Path | None:
+        """The picture that labels mean: by its path, or else by its name if one alone has it."""
+        names = [name.replace('\\', '/') for name in names]
+        for folder in near:
+            for name in names:
+                if (place := Path(os.path.normpath(folder / name))) in self.pictures:
+                    return place
+        for name in names:
+            places = self.by_stem.get(Path(name).stem, [])
+            same_split = [p for p in places if split and self.split_of(p) == split]
+            places = [p for p in places if p.parent in near] or same_split or places
+            places = [p for p in places if p.name == Path(name).name] or places
+            if len(places) == 1:
+                return places[0]
+        return None
+
+    def split_of(self, path: Path) -> str | None:
+        """The split that a folder between the root and a file is called after."""
+        return _split_of(path.relative_to(self.root).parts[:-1])
 
 
 def read_own_data(root: str | Path, format: str | None = None) -> OwnData:
@@ -85,45 +147,29 @@ def read_own_data(root: str | Path, format: str | None = None) -> OwnData:
     Args:
         root (str | Path): The folder.
         format (str, optional): One of :data:`FORMATS`. Defaults to None, which looks for it.
-
-    Raises:
-        UsageError: If there are no labelled pictures, or more than one format.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
         raise UsageError(f"the data folder '{root}' does not exist")
-    files = [path for path in sorted(root.rglob('*')) if path.is_file()]
-    if not any(map(_is_picture, files)):
+    folder = Folder(root)
+    if not folder.pictures:
         raise UsageError(f'{root} holds no pictures ({", ".join(PICTURES)})')
-    if format is None:
-        found = {name: labels for name, find in _FINDERS.items() if (labels := find(root, files))}
-        if not found:
-            found = {'folders': labels} if (labels := _find_folders(root, files)) else {}
-        if not found:
-            raise UsageError(
-                f'{root} holds pictures and no labels: neither COCO or LabelMe json, YOLO '
-                'data.yaml, Pascal VOC xml, masks beside pictures, nor a folder per class'
-            )
-        if len(found) > 1:
-            raise UsageError(
-                f'{root} holds labels in more than one format, {" and ".join(found)}: say which '
-                'with --format, or give a folder with one of them'
-            )
-        format, labels = found.popitem()
-    else:
-        labels = (_FINDERS | {'folders': _find_folders})[format](root, files)
-        if not labels:
-            raise UsageError(f'{root} holds no labels of the format {format}')
-    data = _READERS[format](root, files, labels)
+    names = FORMATS[:-1] if format is None else [format]
+    found = [data for name in names if (data := _READERS[name](folder))]
+    if len(found) > 1:
+        several = ' and '.join(data.format for data in found)
+        raise UsageError(
+            f'{root} holds labels in more than one format, {several}: say which with --format'
+        )
+    data = found[0] if found else _read_folders(folder) if format is None else None
+    if data is None:
+        wanted = format or 'COCO or LabelMe json, YOLO data.yaml, VOC xml, masks, class folders'
+        raise UsageError(f'{root} holds pictures, but no labels: looked for {wanted}')
     if not data.pictures:
-        raise UsageError(f'{root}: none of the {format} labels belongs to a picture that is there')
+        raise UsageError(f'{root}: none of the {data.format} labels belongs to a picture there')
     for picture in data.pictures:
-        picture.split = picture.split or _split_of(picture.path.relative_to(root).parts[:-1])
+        picture.split = picture.split or folder.split_of(picture.path)
     return data
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURES
 
 
 def _split_of(names: Iterable[str]) -> str | None:
@@ -131,44 +177,87 @@ def _split_of(names: Iterable[str]) -> str | None:
     for name in names:
         word = re.sub(r'\d+$', '', name.lower())
         for split, words in _SPLITS.items():
-            if word in words:
+            if word in words.split():
                 return split
     return None
 
 
-def _words(path: Path) -> list[str]:
-    return re.split(r'[_\-.\s]+', path.stem)
-
-
-def _load_json(path: Path) -> Any:
+@contextmanager
+def _reading(where: Any, what: str) -> Iterator[None]:
+    """Says which file an error is about."""
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UsageError(f'{path} is no whole JSON file ({error})') from error
+        yield
+    except (*UNREADABLE, AttributeError, LookupError, TypeError) as error:
+        raise UsageError(f'{where} cannot be read as {what}: {describe_error(error)}') from error
 
 
-def _by_name(files: Iterable[Path]) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for path in filter(_is_picture, files):
-        found.setdefault(path.name, []).append(path)
-    return found
+def shorten(names: Collection[str]) -> str:
+    return ', '.join([*names][:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
 
-def _class_list(root: Path) -> list[str]:
-    for name in _CLASS_FILES:
-        if (root / name).is_file():
-            lines = (root / name).read_text(encoding='utf-8-sig').splitlines()
-            return [line.strip() for line in lines if line.strip()]
-    return []
+#: A file of labels, names of the picture they are for, its split, the size that they say it has,
+#: and its objects
+_Entry = tuple[Path, list[str], str | None, tuple[Any, Any], list[dict[str, Any]]]
 
 
-def _names_of(pictures: Iterable[Picture]) -> list[str]:
-    return sorted({thing['category'] for picture in pictures for thing in picture.objects})
+def _read_objects(
+    format: str, read: Callable[[Folder, list[str]], Iterator[_Entry]], rest: bool, folder: Folder
+) -> OwnData | None:
+    """Data of boxes, or of outlines if all objects have some that are more than their boxes.
+
+    ``read`` adds to the classes those that may be without objects; ``rest`` is whether pictures
+    without labels belong to the data.
+    """
+    classes: list[str] = []
+    entries = list(read(folder, classes))
+    pictures: dict[Path, Picture] = {}
+    faults: dict[str, list[str]] = {}
+    for path, names, split, size, things in entries:
+        place = folder.locate(names, [path.parent, folder.root], split)
+        if place is None or place in pictures:
+            fault = 'are labelled already' if place else 'are not there'
+            faults.setdefault(fault, []).append(f'{names[0]} ({path.name})')
+        else:
+            objects = [thing for thing in things if 'bbox' in thing]
+            pictures[place] = Picture(place, split, objects, labelled_size=size)
+    kinds = sorted({one['kind'] for entry in entries for one in entry[4] if 'kind' in one})
+    remarks = [f'shapes of the kind {kind} are left out' for kind in kinds]
+    for fault, found in faults.items():
+        remarks.append(f'labels are for pictures that {fault} ({len(found)}): {shorten(found)}')
+    if not entries:
+        return None
+    if rest and pictures:
+        others = (path for path in folder.pictures if not _is_mask(path.relative_to(folder.root)))
+        pictures = {path: Picture(path) for path in others} | pictures
+    if not classes:
+        classes = sorted({name for picture in pictures.values() for name in picture.classes})
+    things = [thing for p in pictures.values() for thing in p.objects if not thing['iscrowd']]
+    outlines = [thing['segmentation'] for thing in things if 'segmentation' in thing]
+    boxes = all(isinstance(s, list) and all(map(_is_rectangle, s)) for s in outlines)
+    lacking = len(things) - len(outlines)
+    if lacking and not boxes:
+        remarks.append(f'{lacking} of {len(things)} objects have no outline: boxes are learned')
+    task = 'det' if boxes or lacking else 'instance'
+    classes = list(dict.fromkeys(classes))
+    return OwnData(folder.root, format, task, classes, [*pictures.values()], remarks)
 
 
-def _polygon_box(points: np.ndarray) -> list[float]:
-    (x1, y1), (x2, y2) = points.min(0), points.max(0)
-    return [float(x1), float(y1), float(x2 - x1), float(y2 - y1)]
+def _thing(category: str, box: Iterable, outline: Any = None, crowd: Any = 0) -> dict[str, Any]:
+    x, y, w, h = map(float, box)
+    if not np.isfinite([x, y, w, h]).all():
+        raise ValueError(f'a box of {category} is {[x, y, w, h]}')
+    thing = dict(category=category, bbox=[x, y, w, h], iscrowd=int(crowd or 0))
+    if isinstance(outline, list):  # less than three corners are none
+        outline = [part for part in outline if len(part) >= 6]
+    return thing | (dict(segmentation=outline) if outline else {})
+
+
+def _box(points: np.ndarray) -> list[float]:
+    return [*points.min(0).tolist(), *np.ptp(points, 0).tolist()]
+
+
+def _outlined(category: str, points: np.ndarray) -> dict[str, Any]:
+    return _thing(category, _box(points), [points.ravel().tolist()])
 
 
 def _is_rectangle(polygon: list[float]) -> bool:
@@ -177,393 +266,240 @@ def _is_rectangle(polygon: list[float]) -> bool:
     return corners <= 4 and all(len(np.unique(points[:, axis])) <= 2 for axis in (0, 1))
 
 
-def _object_task(pictures: Iterable[Picture]) -> str:
-    """'instance' if the objects have outlines that are more than their boxes."""
-    things = [thing for picture in pictures for thing in picture.objects]
-    outlined = [thing.get('segmentation') for thing in things if not thing.get('iscrowd')]
-    if not outlined or not all(outlined):
-        return 'det'
-    boxes = all(isinstance(s, list) and all(map(_is_rectangle, s)) for s in outlined)
-    return 'det' if boxes else 'instance'
-
-
-# ----------------------------------------------------------------------------------- COCO
-
-
-def _find_json(root: Path, files: list[Path], keys: set[str]) -> list[Path]:
-    found = []
-    for path in files:
-        if path.suffix.lower() == '.json':
-            with path.open('rb') as file:
-                start = file.read(2**20)
-            if any(f'"{key}"'.encode() in start for key in keys):
-                content = _load_json(path)
-                if isinstance(content, dict) and keys <= set(content):
-                    found.append(path)
-    return found
-
-
-def _find_coco(root: Path, files: list[Path]) -> list[Path]:
-    return _find_json(root, files, {'images', 'annotations', 'categories'})
-
-
-def _read_coco(root: Path, files: list[Path], labels: list[Path]) -> OwnData:
-    by_name = _by_name(files)
-    pictures: dict[Path, Picture] = {}
-    classes: dict[str, None] = {}
-    remarks = []
-    for path in labels:
-        content = _load_json(path)
-        try:
-            names = {c['id']: str(c['name']) for c in content['categories']}
-            classes.update(dict.fromkeys(names[key] for key in sorted(names)))
-            split = _split_of([*_words(path), *path.relative_to(root).parts[:-1]])
-            mine: dict[Any, Picture] = {}
-            lost = []
-            for image in content['images']:
-                name = str(image['file_name'])
-                place = _locate(name, [root, path.parent], by_name, split)
-                if place is None:
-                    lost.append(name)
-                    continue
-                mine[image['id']] = pictures.setdefault(place, Picture(place, split))
-            for annotation in content['annotations']:
-                if annotation['image_id'] in mine:
-                    thing = {k: annotation.get(k) for k in ('bbox', 'segmentation', 'iscrowd')}
-                    thing['category'] = names[annotation['category_id']]
-                    mine[annotation['image_id']].objects.append(thing)
-        except (KeyError, TypeError) as error:
-            raise UsageError(
-                f"{path} is not in COCO's format: {describe_error(error)} "
-                'in its images, annotations or categories'
-            ) from error
-        remarks += _lost(path, lost)
-    found = list(pictures.values())
-    return OwnData(root, 'coco', _object_task(found), list(classes), found, remarks)
-
-
-def _locate(
-    name: str, folders: list[Path], by_name: dict[str, list[Path]], split: str | None
-) -> Path | None:
-    """The picture that an annotation file means: by its path, or else by its name alone."""
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    places = by_name.get(Path(name.replace('\\', '/')).name, [])
-    same = [place for place in places if split and _split_of(place.parts[:-1]) == split]
-    places = same or places
-    return places[0] if len(places) == 1 else None
-
-
-def _lost(where: Path, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    return [f'{where} labels {len(names)} pictures that are not there, {names[0]} for one']
-
-
-# -------------------------------------------------------------------------------- LabelMe
-
-
-def _find_labelme(root: Path, files: list[Path]) -> list[Path]:
-    return _find_json(root, files, {'shapes', 'imagePath'})
-
-
-def _read_labelme(root: Path, files: list[Path], labels: list[Path]) -> OwnData:
-    by_name = _by_name(files)
-    pictures = {path: Picture(path) for path in filter(_is_picture, files)}
-    lost = []
-    other: set[str] = set()
-    for path in labels:
-        content = _load_json(path)
-        place = _locate(str(content['imagePath']), [path.parent], by_name, None)
-        if place is None:
-            lost.append(path.name)
+def _read_coco(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
+    for path, content in folder.json.items():
+        if not {'images', 'annotations', 'categories'} <= content.keys():
             continue
-        for shape in content['shapes']:
-            try:
-                points = np.array(shape['points'], float).reshape(-1, 2)
-                kind = shape.get('shape_type', 'polygon')
-                label = str(shape['label'])
-            except (KeyError, TypeError, ValueError) as error:
-                raise UsageError(f'{path}: a shape is broken ({describe_error(error)})') from error
-            thing = dict(category=label, iscrowd=0)
-            if kind == 'polygon' and len(points) >= 3:
-                thing['segmentation'] = [points.flatten().tolist()]
-            elif kind == 'circle' and len(points) == 2:
-                angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
-                radius = np.linalg.norm(points[1] - points[0])
-                points = points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
-                thing['segmentation'] = [points.flatten().tolist()]
-            elif kind != 'rectangle' or len(points) != 2:
-                other.add(kind)
-                continue
-            pictures[place].objects.append(thing | dict(bbox=_polygon_box(points)))
-    found = list(pictures.values())
-    remarks = _lost(labels[0].parent, lost)
-    if other:
-        remarks.append(f'shapes of the kind {", ".join(sorted(other))} are left out')
-    return OwnData(root, 'labelme', _object_task(found), _names_of(found), found, remarks)
+        split = _split_of(re.split(r'[_\-.\s]+', path.stem)) or folder.split_of(path)
+        things: dict[Any, list] = {}
+        with _reading(path, "COCO's format"):
+            categories = sorted(content['categories'], key=itemgetter('id'))
+            names = {category['id']: str(category['name']) for category in categories}
+            classes += names.values()
+            for one in content['annotations']:
+                shape = (one['bbox'], one.get('segmentation'), one.get('iscrowd'))
+                thing = _thing(names[one['category_id']], *shape)
+                things.setdefault(one['image_id'], []).append(thing)
+            for image in content['images']:
+                size = (image.get('width'), image.get('height'))
+                yield path, [str(image['file_name'])], split, size, things.get(image['id'], [])
 
 
-# ----------------------------------------------------------------------------------- YOLO
+def _read_labelme(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
+    for path, content in folder.json.items():
+        if {'shapes', 'imagePath'} <= content.keys():
+            with _reading(path, "LabelMe's format"):
+                size = (content.get('imageWidth'), content.get('imageHeight'))
+                things = [_labelme_thing(**shape) for shape in content['shapes']]
+                yield path, [content['imagePath'], path.name], None, size, things
 
 
-def _find_yolo(root: Path, files: list[Path]) -> list[Path]:
-    found = []
-    for path in files:
-        if path.suffix.lower() in ('.yaml', '.yml') and len(path.relative_to(root).parts) <= 2:
-            try:
-                content = yaml.safe_load(path.read_text(encoding='utf-8-sig'))
-            except (yaml.YAMLError, UnicodeDecodeError):
-                continue
+def _labelme_thing(
+    label: str, points: list, shape_type: str = 'polygon', **_: Any
+) -> dict[str, Any]:
+    corners = np.array(points, float).reshape(-1, 2)
+    if shape_type == 'rectangle' and len(points) == 2:
+        return _thing(label, _box(corners))
+    if shape_type == 'circle' and len(points) == 2:  # its centre, and a point on it
+        angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+        radius = np.linalg.norm(corners[1] - corners[0])
+        corners = corners[0] + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+    elif shape_type != 'polygon' or len(points) < 3:
+        return dict(kind=shape_type)
+    return _outlined(label, corners)
+
+
+def _read_yolo(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
+    for path in folder.endings('.yaml', '.yml'):
+        with suppress(yaml.YAMLError, UnicodeDecodeError):  # not ours to judge
+            content = yaml.safe_load(path.read_text(encoding='utf-8-sig'))
             if isinstance(content, dict) and 'names' in content:
-                found.append(path)
-    return found[:1]
-
-
-def _read_yolo(root: Path, files: list[Path], labels: list[Path]) -> OwnData:
-    (path,) = labels
-    content = yaml.safe_load(path.read_text(encoding='utf-8-sig'))
+                break
+    else:
+        return
     names = content['names']
-    classes = [str(names[k]) for k in sorted(names)] if isinstance(names, dict) else list(names)
-    pictures: dict[Path, Picture] = {}
+    ordered = [names[key] for key in sorted(names)] if isinstance(names, dict) else names
+    classes += map(str, ordered)
+    starts = [path.parent / str(content.get('path') or ''), path.parent, folder.root]
+    found: dict[Path, str] = {}
     for split in _SPLITS:
         places = content.get(split) or []
         for place in [places] if isinstance(places, str) else places:
-            for found_ in _yolo_pictures(root, path, str(content.get('path') or ''), place):
-                pictures.setdefault(found_, Picture(found_, split))
-    if not pictures:
+            found |= dict.fromkeys(_yolo_pictures(folder, starts, str(place)), split) | found
+    if not found:
         raise UsageError(f'{path}: no pictures are where train, val and test say')
-    for picture in pictures.values():
-        parts = list(picture.path.parts)
-        if 'images' in parts:
-            parts[len(parts) - 1 - parts[::-1].index('images')] = 'labels'
-        text = Path(*parts).with_suffix('.txt')
-        if text.is_file():
-            picture.objects = list(_yolo_objects(text, picture.size, classes))
-    found = list(pictures.values())
-    return OwnData(root, 'yolo', _object_task(found), classes, found)
+    for picture, split in found.items():
+        text = Path(re.sub(r'(.*/)images/', r'\1labels/', picture.as_posix())).with_suffix('.txt')
+        things = _yolo_things(text, Picture(picture).size, classes)
+        yield path, [str(picture)], split, (None, None), things
 
 
-def _yolo_pictures(root: Path, config: Path, base: str, place: str) -> Iterator[Path]:
-    starts = [config.parent / base, config.parent, root]
-    for start in starts:
-        for name in (place, re.sub(r'^(\.\./)+', '', place)):  # Roboflow writes ../train/images
-            folder = start / name
-            if folder.is_file():  # a list of pictures
-                for line in folder.read_text(encoding='utf-8').splitlines():
-                    for near in (folder.parent, *starts):
-                        if line.strip() and (near / line.strip()).is_file():
-                            yield near / line.strip()
-                            break
-                return
-            if folder.is_dir():
-                yield from filter(_is_picture, sorted(folder.rglob('*')))
-                return
+def _yolo_pictures(folder: Folder, starts: list[Path], place: str) -> list[Path]:
+    names = (place, re.sub(r'^(\.\./)+', '', place))  # Roboflow writes ../train/images
+    for base in (Path(os.path.normpath(start / name)) for start in starts for name in names):
+        if base.is_file():  # a list of pictures
+            lines = filter(None, map(str.strip, base.read_text(encoding='utf-8').splitlines()))
+            found = [folder.locate([line], [base.parent, *starts]) for line in lines]
+            return [path for path in found if path]
+        if below := [path for path in folder.pictures if base in path.parents]:
+            return below
+    return []
 
 
-def _yolo_objects(
-    path: Path, size: tuple[int, int], classes: list[str]
-) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            label, *numbers = (float(word) for word in line.split())
-            category = classes[int(label)]
-            if len(numbers) == 4:
-                x, y, w, h = numbers * np.array([*size, *size])
-                yield dict(category=category, bbox=[x - w / 2, y - h / 2, w, h], iscrowd=0)
-            elif len(numbers) >= 6 and len(numbers) % 2 == 0:
-                points = np.reshape(numbers, (-1, 2)) * size
-                polygon = [points.flatten().tolist()]
-                box = _polygon_box(points)
-                yield dict(category=category, bbox=box, segmentation=polygon, iscrowd=0)
-            else:
-                raise ValueError(f'{len(numbers)} numbers behind the class')
-        except (ValueError, IndexError) as error:
-            raise UsageError(
-                f'{path}, line {number}: not a class among {len(classes)} and a box or polygon '
-                f'({error})'
-            ) from error
+def _yolo_things(path: Path, size: tuple[int, int], classes: list[str]) -> list[dict[str, Any]]:
+    things = []
+    lines = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
+    for number, words in enumerate(map(str.split, lines), 1):
+        with _reading(f'{path}, line {number},', 'a class and a box or polygon'):
+            label, *values = map(float, words or ['-1'])
+            if words and not 0 <= label < len(classes):
+                raise ValueError(f'{label:g} is none of the {len(classes)} classes')
+            if len(values) == 4:
+                x, y, w, h = (np.array(values) * (*size, *size)).tolist()
+                things.append(_thing(classes[int(label)], (x - w / 2, y - h / 2, w, h)))
+            elif len(values) >= 6:
+                corners = np.reshape(values, (-1, 2)) * size
+                things.append(_outlined(classes[int(label)], corners))
+            elif words:
+                raise ValueError(f'{len(values)} numbers behind the class')
+    return things
 
 
-# ------------------------------------------------------------------------------------ VOC
-
-
-def _find_voc(root: Path, files: list[Path]) -> list[Path]:
-    found = []
-    for path in files:
-        if path.suffix.lower() == '.xml':
-            with path.open('rb') as file:
-                if b'<annotation' in file.read(1024):
-                    found.append(path)
-    return found
-
-
-def _read_voc(root: Path, files: list[Path], labels: list[Path]) -> OwnData:
-    by_stem: dict[str, list[Path]] = {}
-    for file in filter(_is_picture, files):
-        by_stem.setdefault(file.stem, []).append(file)
+def _read_voc(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
     splits = {
-        line.split()[0]: list_.stem
-        for list_ in files
-        if list_.parent.name == 'Main' and list_.stem in _SPLITS and list_.suffix == '.txt'
-        for line in list_.read_text(encoding='utf-8').splitlines()
+        line.split()[0]: path.stem
+        for path in folder.endings('.txt')
+        if path.parent.name == 'Main' and path.stem in _SPLITS
+        for line in path.read_text(encoding='utf-8').splitlines()
         if line.strip()
     }
-    pictures: dict[Path, Picture] = {}
-    lost = []
-    for path in labels:
-        try:
-            tree = ET.parse(path)
-            name = tree.findtext('filename') or ''
-            places = [p for p in by_stem.get(path.stem, ()) if p.parent == path.parent]
-            places = places or by_stem.get(path.stem) or by_stem.get(Path(name).stem, [])
-            if len(places) != 1:
-                lost.append(path.name)
-                continue
-            picture = pictures.setdefault(places[0], Picture(places[0], splits.get(places[0].stem)))
-            for thing in tree.iter('object'):
-                x1, y1, x2, y2 = (
-                    float(thing.findtext(f'bndbox/{side}') or 'nan')
-                    for side in ('xmin', 'ymin', 'xmax', 'ymax')
-                )
-                if np.isnan([x1, y1, x2, y2]).any():
-                    raise ValueError('an object without a whole bndbox')
-                category = (thing.findtext('name') or '').strip()
-                # pixels count from 1, and both corners belong to the box
-                box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
-                picture.objects.append(dict(category=category, bbox=box, iscrowd=0))
-        except (ET.ParseError, ValueError) as error:
-            raise UsageError(f'{path} is no Pascal VOC annotation: {error}') from error
-    found = list(pictures.values())
-    return OwnData(root, 'voc', 'det', _names_of(found), found, _lost(labels[0].parent, lost))
+    for path in folder.endings('.xml'):
+        if b'<annotation' in path.read_bytes()[:1024]:
+            with _reading(path, 'a Pascal VOC annotation'):
+                tree = ET.parse(path)
+                name = tree.findtext('filename') or path.name
+                width, height = (tree.findtext(f'size/{side}') for side in ('width', 'height'))
+                size = (int(width or 0), int(height or 0))
+                things = [_voc_thing(thing) for thing in tree.iter('object')]
+                yield path, [path.name, name], splits.get(path.stem), size, things
 
 
-# ---------------------------------------------------------------------------------- masks
+def _voc_thing(thing: ET.Element) -> dict[str, Any]:
+    corners = [thing.findtext(f'bndbox/{side}') for side in ('xmin', 'ymin', 'xmax', 'ymax')]
+    if None in corners:
+        raise ValueError('an object without a whole bndbox')
+    x1, y1, x2, y2 = (float(corner or 'nan') for corner in corners)
+    name = (thing.findtext('name') or '').strip()
+    # pixels count from 1, and both corners belong to the box
+    return _thing(name, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1))
 
 
-def _find_masks(root: Path, files: list[Path]) -> list[tuple[Path, Path]]:
-    """Pictures and their masks: of one name in a folder for masks, or with a word for it."""
-    masks: dict[str, Path] = {}
-    pictures: dict[str, Path] = {}
-    for path in filter(_is_picture, files):
-        *folders, _ = path.relative_to(root).parts
-        words = [folder.lower() for folder in folders]
-        stem = re.sub(r'[_\-.](mask|label|labels|seg)$', '', path.stem, flags=re.IGNORECASE)
-        is_mask = path.suffix.lower() == '.png' and (
-            any(word in _MASK_FOLDERS for word in words) or stem != path.stem
+def _is_mask(path: Path) -> bool:
+    """Whether a file below the folder is a mask by its name or by those of its folders."""
+    named = any(name.lower() in _MASK_FOLDERS for name in path.parts[:-1])
+    return (named or bool(_MASK_WORD.search(path.stem))) and path.suffix.lower() in _MASK_FILES
+
+
+def _read_masks(folder: Folder) -> OwnData | None:
+    masks: dict[tuple, Path] = {}
+    others: dict[tuple, Path] = {}
+    for path in folder.pictures:
+        is_mask = _is_mask(path.relative_to(folder.root))
+        stem = _MASK_WORD.sub('', path.stem) if is_mask else path.stem
+        (masks if is_mask else others)[folder.split_of(path), stem] = path
+    pairs = [(path, masks[key]) for key, path in others.items() if key in masks]
+    if not pairs:
+        return None
+    values = [set(np.unique(read_mask(mask)).tolist()) for _, mask in pairs]
+    remarks: list[str] = []
+    classes, mapping = _name_values(folder.root, set().union(*values), remarks)
+    pictures = []
+    for (path, mask), mine in zip(pairs, values, strict=True):
+        found = sorted({mapping[value] for value in mine if value in mapping})
+        pictures.append(Picture(path, None, [dict(category=classes[i]) for i in found], mask))
+    return OwnData(folder.root, 'masks', 'seg', classes, pictures, remarks, mapping)
+
+
+def _name_values(
+    root: Path, values: set[int], remarks: list[str]
+) -> tuple[list[str], dict[int, int]]:
+    """The names of the classes, and the class of each value or colour."""
+    names = _class_list(root)
+    classes = list(names.values())
+    colours = {f'#{v - _COLOUR if v >= _COLOUR else v * 0x10101:06x}': v for v in values}
+    numbers = sorted(values - {_IGNORED})
+    if max(values) >= _COLOUR or (len(numbers) > 64 and not names):
+        if len(values) > 64 or len(values) != len(classes or values):
+            raise UsageError(
+                f'the masks of {root} have {len(values)} values or colours and {len(classes)} '
+                'classes are named: there must be a class for each, without colours between them'
+            )
+        mapping = {colours[name]: i for i, name in enumerate(sorted(colours))}
+        return classes or sorted(colours), mapping
+    if values <= {0, _IGNORED} and _IGNORED in values and len(classes) in (0, 2):
+        return classes or ['background', 'foreground'], {0: 0, _IGNORED: 1}
+    if not names:
+        names = {number: f'class {number}' for number in range(max(numbers, default=0) + 1)}
+        remarks.append(f'the classes have no names: write them into {root / _CLASS_FILES[0]}')
+    elif min(names) == 0 and max(numbers, default=0) == len(names):
+        names = {number + 1: name for number, name in names.items()}
+    if unknown := [str(number) for number in numbers if number and number not in names]:
+        raise UsageError(
+            f'the masks of {root} hold the values {shorten(unknown)}, which are none of the '
+            f'{len(names)} classes'
         )
-        split = _split_of(folders) or ''
-        (masks if is_mask else pictures)[f'{split}/{stem if is_mask else path.stem}'] = path
-    return [(path, masks[key]) for key, path in pictures.items() if key in masks]
+    if 0 in numbers and 0 not in names:
+        remarks.append('0 is taken for "not labelled": the classes count from 1')
+    return list(names.values()), {number: i for i, number in enumerate(names)}
 
 
-def _read_masks(root: Path, files: list[Path], labels: list[tuple[Path, Path]]) -> OwnData:
-    found = [Picture(path, mask=mask) for path, mask in labels]
-    values: set[Any] = set()
-    for _, path in labels:
-        values |= set(mask_values(read_mask(path)))
-    classes, remarks = _class_list(root), []
-    numbers = sorted(value for value in values if not isinstance(value, tuple))
-    if len(numbers) < len(values):
-        colours = sorted((v,) * 3 if isinstance(v, int) else v for v in values)
-        if len(colours) > 256:
-            raise UsageError(
-                f'the masks of {root} have {len(colours)} colours: they look like pictures'
-            )
-        classes = classes or ['#{:02x}{:02x}{:02x}'.format(*colour) for colour in colours]
-        if len(classes) != len(colours):
-            raise UsageError(
-                f'the masks of {root} have {len(colours)} colours and {len(classes)} classes are '
-                'named: the colours must be as many as the classes'
-            )
-        mapping: dict[Any, int] = {
-            (c[0] if len(set(c)) == 1 else c): i for i, c in enumerate(colours)
-        }
-    elif numbers in ([0, _IGNORED], [_IGNORED]) and len(classes) <= 2:
-        classes = classes or ['background', 'foreground']
-        mapping = {0: 0, _IGNORED: 1}
-    else:
-        numbers = [number for number in numbers if number != _IGNORED]
-        if not classes:
-            classes = [f'class {number}' for number in range(max(numbers) + 1)]
-            remarks.append(
-                f'the classes have no names: write them into {root / _CLASS_FILES[0]}, one a line'
-            )
-        first = 1 if numbers and max(numbers) == len(classes) else 0
-        if first:
-            remarks.append('0 is taken for "not labelled": the masks count classes from 1')
-        mapping = {first + i: i for i in range(len(classes))}
-        unknown = [number for number in numbers if number >= first and number not in mapping]
-        if unknown:
-            raise UsageError(
-                f'the masks of {root} hold the values {", ".join(map(str, unknown[:5]))}, which '
-                f'are none of the {len(classes)} classes'
-            )
-    return OwnData(root, 'masks', 'seg', classes, found, remarks, mapping)
+def _class_list(root: Path) -> dict[int, str]:
+    """Names of classes by their numbers, which lines may begin with; else they count from 0."""
+    for path in (root / name for name in _CLASS_FILES):
+        if path.is_file():
+            lines = path.read_text(encoding='utf-8-sig').splitlines()
+            lines = [line.strip() for line in lines if line.strip()]
+            numbered = [re.fullmatch(r'(\d+)[\s:=,]+(.+)', line) for line in lines]
+            if lines and all(numbered):
+                return {int(found[1]): found[2] for found in numbered if found}
+            return dict(enumerate(lines))
+    return {}
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """(H, W) of numbers, or (H, W, 3) of colours; the indices of a picture with a palette."""
-    with Image.open(path) as image:
-        modes = {'1': 'L', 'L': 'L', 'P': 'P', 'I': 'I', 'I;16': 'I;16'}
-        mask = np.asarray(image.convert(modes.get(image.mode, 'RGB')))
-    if mask.ndim == 3 and (mask == mask[..., :1]).all():
-        mask = mask[..., 0]
-    return mask
+    """(H, W): the numbers in a mask (of a palette its indices), larger ones for its colours."""
+    with _reading(path, 'a mask'), Image.open(path) as image:
+        if image.mode in ('L', 'P', 'I', 'I;16'):
+            return np.asarray(image, np.int64)
+        colours = np.asarray(image.convert('RGB'), np.int64)
+    grey = (colours == colours[..., :1]).all(-1)
+    return np.where(grey, colours[..., 0], _COLOUR + colours @ (0x10000, 0x100, 1))
 
 
-def mask_values(mask: np.ndarray) -> list[Any]:
-    """The values in a mask: colours that are no grey as (R, G, B)."""
-    if mask.ndim == 2:
-        return np.unique(mask).tolist()
-    colours = np.unique(mask.reshape(-1, 3), axis=0).tolist()
-    return [r if r == g == b else (r, g, b) for r, g, b in colours]
-
-
-def index_mask(mask: np.ndarray, values: dict[Any, int]) -> np.ndarray:
+def index_mask(mask: np.ndarray, values: dict[int, int]) -> np.ndarray:
     """The class of each pixel, 255 where there is none."""
-    out = np.full(mask.shape[:2], _IGNORED, np.uint8)
-    channels = mask.reshape(*mask.shape[:2], -1)
+    out = np.full(mask.shape, _IGNORED, np.uint8)
     for value, label in values.items():
-        out[(channels == value).all(-1)] = label
+        out[mask == value] = label
     return out
 
 
-# -------------------------------------------------------------------------------- folders
-
-
-def _find_folders(root: Path, files: list[Path]) -> list[Path]:
+def _read_folders(folder: Folder) -> OwnData | None:
     """Pictures in folders that are called after classes, below those of the splits if any."""
-    found = [path for path in filter(_is_picture, files) if _class_of(root, path)]
-    return found if len({_class_of(root, path) for path in found}) > 1 else []
-
-
-def _class_of(root: Path, path: Path) -> str | None:
-    folders = [part for part in path.relative_to(root).parts[:-1] if not _split_of([part])]
-    return folders[-1] if folders else None
-
-
-def _read_folders(root: Path, files: list[Path], labels: list[Path]) -> OwnData:
-    pictures = [Picture(path, label=_class_of(root, path)) for path in labels]
+    pictures = []
+    for path in folder.pictures:
+        names = [part for part in path.relative_to(folder.root).parts[:-1] if not _split_of([part])]
+        if names:
+            pictures.append(Picture(path, label=names[-1]))
     classes = sorted({str(picture.label) for picture in pictures})
-    return OwnData(root, 'folders', 'cls', classes, pictures)
+    return OwnData(folder.root, 'folders', 'cls', classes, pictures) if len(classes) > 1 else None
 
 
-_FINDERS: dict[str, Callable] = {
-    'coco': _find_coco,
-    'labelme': _find_labelme,
-    'yolo': _find_yolo,
-    'voc': _find_voc,
-    'masks': _find_masks,
-}
-_READERS: dict[str, Callable] = {
-    'coco': _read_coco,
-    'labelme': _read_labelme,
-    'yolo': _read_yolo,
-    'voc': _read_voc,
+_READERS: dict[str, Callable[[Folder], OwnData | None]] = {
+    'coco': partial(_read_objects, 'coco', _read_coco, False),
+    'labelme': partial(_read_objects, 'labelme', _read_labelme, True),
+    'yolo': partial(_read_objects, 'yolo', _read_yolo, False),
+    'voc': partial(_read_objects, 'voc', _read_voc, True),
     'masks': _read_masks,
     'folders': _read_folders,
 }

@@ -11,154 +11,148 @@ from mmengine.device import get_device
 
 from .formats import OwnData
 
-#: The configs that are inherited from
-_BASES = {
-    'instance': 'detection/maskrcnn_{arch}_coco.py',
-    'det': 'detection/maskrcnn_{arch}_coco.py',
-    'seg': 'segmentation/semfpn_{arch}_ade20k.py',
-    'cls': 'classification/{arch}_in1k.py',
+#: By task the config that is inherited from, what it is, and the metric of the best checkpoint
+_TASKS = {
+    'instance': ('detection/maskrcnn_{}_coco.py', 'Mask R-CNN', 'coco/segm_mAP'),
+    'det': ('detection/maskrcnn_{}_coco.py', 'Faster R-CNN', 'coco/bbox_mAP'),
+    'seg': ('segmentation/semfpn_{}_ade20k.py', 'Semantic FPN', 'mIoU'),
+    'cls': ('classification/{}_in1k.py', 'Image classifier', 'accuracy/top1'),
 }
-ARCHS = ('nano', 'ffnet1', 'ffnet2', 'ffnet3', 'ffnet4')
-_MODELS = dict(
-    instance='Mask R-CNN', det='Faster R-CNN', seg='Semantic FPN', cls='an image classifier'
-)
 #: Rough need of a training, GB for a megapixel of input
 _MEMORY = dict(nano=1.5, ffnet1=5, ffnet2=8, ffnet3=11, ffnet4=16)
-_FEW = 500  # pictures below which early stages keep their pre-trained weights
+_FEW = (500, 100)  # pictures below which one, two early stages keep their pre-trained weights
+_MANY = 5000  # pictures from which a larger backbone pays
 _EPOCHS = 50  # where the budget says nothing
+_MOST_EPOCHS = 300  # more is for the pictures' own details
+_OBJECT = 48  # pixels that nine of ten objects keep where pictures are made small for a CPU
 
 
 @dataclass
 class Recipe:
-    """The settings of a training.
-
-    Args:
-        task (str): 'instance', 'det', 'seg' or 'cls'.
-        arch (str): The backbone.
-        size (int): Longer side of the pictures.
-        batch (int): Pictures of a step.
-        lr (float): Learning rate.
-        epochs (int): Rounds through the training pictures.
-        weights (str, optional): What the training starts from. Defaults to None.
-        frozen (int): Stages (the stem counts) that are not trained. Defaults to 0.
-        reasons (list[str]): Why these. Defaults to [].
-    """
+    """The settings of a training."""
 
     task: str
     arch: str
-    size: int
+    size: int  #: Longer side of the pictures
     batch: int
     lr: float
     epochs: int = _EPOCHS
     weights: str | None = None
-    frozen: int = 0
+    frozen: int = 0  #: Stages (the stem counts) that are not trained
     reasons: list[str] = field(default_factory=list)
-
-    @property
-    def base(self) -> str:
-        arch = 'ffnet_nano' if (self.task, self.arch) == ('cls', 'nano') else self.arch
-        return _BASES[self.task].format(arch=arch)
 
 
 def choose(
     data: OwnData, task: str, arch: str | None, weights: str | None, size: int | None
 ) -> Recipe:
-    """Choose settings by the task, the pictures and the machine.
-
-    Args:
-        data (OwnData): The pictures.
-        task (str): The task.
-        arch (str, optional): The backbone. Defaults to None: nano on a CPU, FFNet-1 on a GPU.
-        weights (str, optional): A checkpoint to start from. Defaults to None: the official
-            ImageNet weights of ``arch``, none for nano.
-        size (int, optional): Longer side of the pictures. Defaults to None, which goes by theirs.
-    """
+    """Choose what is not given by the task, the pictures and the machine, and say why."""
     device = get_device()
-    reasons = [f'{_MODELS[task]}: the labels are for it ({data.format}, task {task})']
+    reasons = [f'{_TASKS[task][1]}: what the {data.format} labels are for (task {task})']
+    count = len(data.part('train'))
     if arch is None:
-        arch = 'nano' if device == 'cpu' else 'ffnet1'
-        reasons.append(f'backbone {arch}: the training runs on {device}')
+        arch = 'nano' if device == 'cpu' else 'ffnet1' if count < _MANY else 'ffnet2'
+        reasons.append(f'backbone {arch}: the training runs on {device}, with {count} pictures')
     if weights is None and arch != 'nano':
         weights = f'mmffnet://{arch}-{"384" if arch == "ffnet4" else "distilled"}'
-    reasons.append(f'starts from {weights or "random weights, as there are none for nano"}')
+    reasons.append(f'starts from {weights or "random weights: there are none for nano"}')
     if size is None:
-        most = dict(cls=224).get(task, 416 if device == 'cpu' else 1024)
-        middle = float(np.median([max(picture.size) for picture in data.pictures]))
-        size = 32 * math.ceil(min(middle, most) / 32)
-        reasons.append(f'pictures of {size}: theirs are {middle:.0f}, at most {most} on {device}')
-    count = len(data.part('train'))
-    megapixels = size**2 / 1e6
-    if device == 'cpu':
-        batch, why = (32 if task == 'cls' else 4), 'a step of a CPU'
-    else:
-        memory = torch.cuda.mem_get_info()[1] / 2**30 if device == 'cuda' else 16
-        batch = int(0.7 * memory / (_MEMORY[arch] * megapixels))
-        batch, why = min(max(batch, 1), 64 if task == 'cls' else 16), f'{memory:.0f} GB of {device}'
-    batch = max(min(batch, count // 4), 1)
-    if task == 'seg':
-        batch = max(batch, 2)  # batch norm on a map of one pixel takes two
+        size, why = _choose_size(data, task, device)
+        reasons.append(f'pictures of {size}: {why}')
+    batch, why = _choose_batch(task, arch, size, device)
+    batch = max(min(batch, count // 4), 1 if task in ('det', 'instance') else 2)  # for batch norm
     reasons.append(f'batches of {batch}: {why}, and {count} pictures')
+    reasons.append('augmentation: other scales, crops and flips; colours stay, as they may matter')
     # AdamW's rate goes with the root of the batch
-    usual, usual_batch = (1e-3, 4) if arch == 'nano' else (2e-4, 16)
-    lr = float(f'{usual * math.sqrt(batch / usual_batch):.1g}')
-    reasons.append(f'learning rate {lr:g}: {usual:g} for batches of {usual_batch}, by the root')
-    frozen = 1 if weights and count < _FEW else 0
+    usual, usual_batch = (2e-4, 16) if weights else (2e-3, 8)
+    lr = min(float(f'{usual * math.sqrt(batch / usual_batch):.2g}'), 2e-3)
+    reasons.append(
+        f'learning rate {lr:g}: {usual:g} for batches of {usual_batch} and '
+        f'{"pre-trained" if weights else "random"} weights, by the root, at most 0.002'
+    )
+    frozen = sum(count < few for few in _FEW) if weights else 0
     if frozen:
-        reasons.append(f'the stem stays as pre-trained: {count} pictures are few')
+        reasons.append(f'{("stem", "stem and first stage")[frozen - 1]} frozen: {count} are few')
     return Recipe(task, arch, size, batch, lr, weights=weights, frozen=frozen, reasons=reasons)
 
 
-def fit_epochs(recipe: Recipe, count: int, minutes: float, step: float, test: float) -> None:
-    """Set the epochs that a time allows.
+def _choose_size(data: OwnData, task: str, device: str) -> tuple[int, str]:
+    longer = [max(picture.size) for picture in data.pictures]
+    most = 224 if task == 'cls' else 416 if device == 'cpu' else 1024
+    size = min(float(np.median(longer)), most)
+    why = f'theirs are {np.median(longer):.0f}, at most {most} on {device}'
+    if task in ('det', 'instance') and device == 'cpu':
+        parts = [
+            math.sqrt(max(thing['bbox'][2] * thing['bbox'][3], 0)) / max(max(picture.size), 1)
+            for picture in data.pictures
+            for thing in picture.objects
+        ]
+        enough = max(_OBJECT / max(float(np.quantile(parts, 0.1)), 1e-3), 192) if parts else size
+        if enough < size:
+            size, why = enough, f'{_OBJECT} pixels or more for nine of ten objects are enough'
+    return max(32 * math.ceil(size / 32), 64), why
 
-    Args:
-        recipe (Recipe): The settings.
-        count (int): Number of pictures for training.
-        minutes (float): The time.
-        step (float): Seconds of a step, measured.
-        test (float): Seconds of a test, estimated.
-    """
-    steps = max(count // recipe.batch, 1)
-    # tested five times on the way and once at the end
-    recipe.epochs = max(int((60 * minutes - 6 * test) / (steps * step)), 1)
+
+def _choose_batch(task: str, arch: str, size: int, device: str) -> tuple[int, str]:
+    megapixels = size**2 / 1e6
+    if device == 'cpu':
+        return 32 if task == 'cls' else 4, 'steps of a CPU'
+    memory = torch.cuda.mem_get_info()[1] / 2**30 if device == 'cuda' else 16
+    fits = int(0.7 * memory / (_MEMORY[arch] * megapixels))
+    return min(max(fits, 1), 64 if task == 'cls' else 16), f'{memory:.0f} GB of {device}'
+
+
+def fit_epochs(recipe: Recipe, data: OwnData, minutes: float, step: float) -> None:
+    """Set the epochs that a time allows, by the seconds of a step."""
+    steps = math.ceil(len(data.part('train')) / recipe.batch)
+    # tested five times on the way and once at the end, at half of the cost of training
+    tests = 3 * len(data.part('val')) / recipe.batch * step
+    fits = max(int((60 * minutes - tests) / (steps * step)), 1)
+    recipe.epochs = min(fits, _MOST_EPOCHS)
     recipe.reasons.append(
         f'{recipe.epochs} epochs of {steps} steps: {step:.2f} s a step here, for {minutes:g} min'
+        + (f', where {fits} would fit' if fits > _MOST_EPOCHS else '')
     )
 
 
 _START = """\
-\"\"\"{title}, written by `mmffnet finetune`: edit it, and train with `mmffnet train`.\"\"\"
+\"\"\"{title}, written by `mmffnet finetune`: edit, then `mmffnet train` it.\"\"\"
 
 _base_ = __import__('mmffnet').config_path('{base}')
-
-classes = {classes}
-size, batch_size, epochs, lr = {size}, {batch}, {epochs}, {lr:g}
 labels = {labels!r}
+classes = {classes}
+size, tiles, batch_size, epochs, lr = {size}, {tiles}, {batch}, {epochs}, {lr:g}
 """
 _DETECTION = """\
-own = dict(data_root={root!r}, metainfo=dict(classes=classes), data_prefix=dict(img=''))
+own = dict(data_root={root!r}, metainfo=dict(classes=classes))
+own.update(data_prefix=dict(img=''), filter_cfg=dict(filter_empty_gt=False, min_size=1))
 model = dict({backbone}
     rpn_head=dict(anchor_generator=dict(scales=[{scale}])),
-    roi_head=dict(bbox_head=dict(num_classes=len(classes)), {mask_head}),
+    roi_head=dict(
+        bbox_roi_extractor=dict(finest_scale={finest}),
+        bbox_head=dict(num_classes=len(classes)), {heads},
+    ),{light}
 )
+load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_mask={masks})]
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask={masks}),
-    dict(type='RandomResize', scale=(size, size), ratio_range=(0.7, 1.0), keep_ratio=True),
+    *load,
+    dict(type='RandomResize', scale=(size, size), ratio_range=(0.75, 1.25), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=(size, size), allow_negative_crop=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
-keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
 resize = dict(type='Resize', scale=(size, size), keep_ratio=True)
-pack = dict(type='PackDetInputs', meta_keys=keys)
-test_pipeline = [train_pipeline[0], resize, train_pipeline[1], pack]
-train = dict(ann_file=labels + '/train.json', filter_cfg=dict(filter_empty_gt=False, min_size=1))
-train_set = dict(**own, **train, pipeline=train_pipeline)
-train_dataloader = dict(batch_size=batch_size, dataset=train_set)
-val_dataloader = dict(dataset=dict(**own, ann_file=labels + '/val.json', pipeline=test_pipeline))
-val_evaluator = dict(ann_file=labels + '/val.json', metric={metric})
-test_evaluator = val_evaluator
+test_pipeline = [load[0], resize, load[1], dict(type='PackDetInputs')]
+train = dict(**own, ann_file=labels + '/train.json', pipeline=train_pipeline)
+val = dict(**own, ann_file=labels + '/val.json', pipeline=test_pipeline)
+train_dataloader = dict(batch_size=batch_size, dataset=train)
+coco = dict(type='mmffnet.FastCocoMetric', ann_file=labels + '/val.json')
+val_evaluator = test_evaluator = dict(**coco, metric={metric})
 """
+_MASKS = 'mask_head=dict(num_classes=len(classes))'
+_NO_MASKS = 'mask_head=None, mask_roi_extractor=None'
+_LIGHT = """
+    train_cfg=dict(rpn_proposal=dict(nms_pre=500), rcnn=dict(sampler=dict(num=64))),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)),"""
 _SEGMENTATION = """\
 own = dict(_delete_=True, type='BaseSegDataset', metainfo=dict(classes=classes))
 own.update(data_root={root!r}, img_suffix='', seg_map_suffix='.png')
@@ -176,90 +170,94 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 resize = dict(type='Resize', scale=(size, size), keep_ratio=True)
-to_multiple = dict(type='ResizeToMultiple', size_divisor=32)
-test_pipeline = [load[0], resize, to_multiple, load[1], dict(type='PackSegInputs')]
+resize = [resize, dict(type='ResizeToMultiple', size_divisor=32)]
+test_pipeline = [load[0], *resize, load[1], dict(type='PackSegInputs')]
 train = dict(**own, ann_file=labels + '/train.txt', pipeline=train_pipeline)
+val = dict(**own, ann_file=labels + '/val.txt', pipeline=test_pipeline)
 sampler = dict(type='DefaultSampler', shuffle=True)
-train_dataloader = dict(batch_size=batch_size, sampler=sampler, dataset=train)
-val_dataloader = dict(dataset=dict(**own, ann_file=labels + '/val.txt', pipeline=test_pipeline))
+train_dataloader = dict(batch_size=batch_size, num_workers=2, sampler=sampler, dataset=train)
 """
 _CLASSIFICATION = """\
-own = dict(_delete_=True, type='CustomDataset', data_root={root!r}, classes=classes)
+own = dict(_delete_=True, type='CustomDataset', classes=classes)
+own.update(data_root={root!r})
 data_preprocessor = dict(num_classes=len(classes))
-model = dict({backbone} head=dict(num_classes=len(classes)), train_cfg=None)
+model = dict({backbone}
+    head=dict(num_classes=len(classes)),
+    train_cfg=None,
+)
+load = dict(type='LoadImageFromFile')
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    load,
     dict(type='RandomResizedCrop', scale=size, crop_ratio_range=(0.3, 1.0)),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackInputs'),
 ]
 crop = [dict(type='ResizeEdge', scale=size * 8 // 7), dict(type='CenterCrop', crop_size=size)]
-test_pipeline = [train_pipeline[0], *crop, train_pipeline[-1]]
-train = dict(ann_file=labels + '/train.txt', pipeline=train_pipeline)
-train_dataloader = dict(batch_size=batch_size, dataset=dict(**own, **train))
-val_dataloader = dict(dataset=dict(**own, ann_file=labels + '/val.txt', pipeline=test_pipeline))
-val_evaluator = dict(topk=(1,))
-test_evaluator = val_evaluator
+test_pipeline = [load, *crop, dict(type='PackInputs')]
+train = dict(**own, ann_file=labels + '/train.txt', pipeline=train_pipeline)
+val = dict(**own, ann_file=labels + '/val.txt', pipeline=test_pipeline)
+train_dataloader = dict(batch_size=batch_size, num_workers=2, dataset=train)
+val_evaluator = test_evaluator = dict(topk=(1,))
 custom_hooks = []
 """
 _END = """\
-test_dataloader = val_dataloader
+val_dataloader = test_dataloader = dict(num_workers=2, dataset=val)
 optim_wrapper = dict(optimizer=dict(lr=lr))
 train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=epochs, val_interval={interval})
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, end={warmup}),
-    dict(type='CosineAnnealingLR', T_max=epochs, convert_to_iter_based=True),
-]
-best = dict(_delete_=True, type='CheckpointHook', interval=1, max_keep_ckpts=1, save_best={best!r})
-default_hooks = dict(logger=dict(interval={log}), checkpoint=best)
+cosine = dict(type='CosineAnnealingLR', T_max=epochs, convert_to_iter_based=True)
+param_scheduler = [dict(type='LinearLR', start_factor=0.01, by_epoch=False, end={warmup}), cosine]
+saving = dict(_delete_=True, type='CheckpointHook', interval={keep}, max_keep_ckpts=1)
+default_hooks = dict(checkpoint=dict(**saving, save_best={best!r}), logger=dict(interval={log}))
 """
-_BEST = {'instance': 'coco/segm_mAP', 'det': 'coco/bbox_mAP', 'seg': 'mIoU', 'cls': 'accuracy/top1'}
 
 
 def write_config(recipe: Recipe, data: OwnData, files: dict[str, str], path: Path) -> None:
     """Write a config that inherits from a shipped one and holds what is the data's own.
 
-    Args:
-        recipe (Recipe): The settings.
-        data (OwnData): The pictures.
-        files (dict[str, str]): The annotation file of each part.
-        path (Path): The file to write.
+    ``files`` are those of :func:`write_annotations`.
     """
-    steps = max(len(data.part('train')) // recipe.batch, 1)
+    base, title, best = _TASKS[recipe.task]
+    labels = Path(files['train']).parent
+    steps = math.ceil(len(data.part('train')) / recipe.batch)
     masks = recipe.task == 'instance'
+    scale = 8 if recipe.size >= 800 else 4  # anchors are made for COCO at 800 pixels
     own = dict(seg=_SEGMENTATION, cls=_CLASSIFICATION).get(recipe.task, _DETECTION)
     text = (_START + own + _END).format(
-        title=f'{_MODELS[recipe.task]} with FFNet {recipe.arch} on {data.root.name}',
-        base=recipe.base,
-        classes=pprint.pformat(tuple(data.classes), indent=1, width=98, compact=True),
-        size=recipe.size,
-        batch=recipe.batch,
-        epochs=recipe.epochs,
-        lr=recipe.lr,
-        labels=str(Path(files['train']).parent.resolve()),
+        **vars(recipe),
+        title=f'{title} with FFNet {recipe.arch} on {data.root.resolve().name}',
+        base=base.format(recipe.arch).replace('tion/nano_in', 'tion/ffnet_nano_in'),
+        classes=_write_classes(data, labels),
+        labels=str(labels.resolve()),
+        tiles=data.tiles,
         root=str(data.root.resolve()),
         backbone=_backbone(recipe),
-        # anchors are made for COCO at 800 pixels
-        scale=8 if recipe.size >= 800 else 4,
+        scale=scale,
+        finest=7 * scale,
+        light=_LIGHT if get_device() == 'cpu' else '',
         masks=masks,
-        mask_head='mask_head=dict(num_classes=len(classes))'
-        if masks
-        else 'mask_head=None, mask_roi_extractor=None',
+        heads=_MASKS if masks else _NO_MASKS,
         metric=['bbox', 'segm'] if masks else ['bbox'],
         interval=max(recipe.epochs // 5, 1),
+        keep=max(recipe.epochs // 10, 1),
         warmup=min(max(steps, 20), 500),
-        best=_BEST[recipe.task],
+        best=best,
         log=min(max(steps // 4, 1), 50),
     )
     path.write_text(text, encoding='utf-8')
 
 
+def _write_classes(data: OwnData, folder: Path) -> str:
+    """The classes as they stand in the config, or in a file beside the labels if they are many."""
+    text = pprint.pformat(tuple(data.classes), indent=1, width=98, compact=True)
+    if text.count('\n') < 2:
+        return text
+    (folder / 'classes.txt').write_text('\n'.join(data.classes), encoding='utf-8')
+    return "__import__('mmengine').list_from_file(labels + '/classes.txt')"
+
+
 def _backbone(recipe: Recipe) -> str:
-    parts = []
-    if recipe.frozen:
-        parts.append(f'frozen_stages={recipe.frozen}')
-    if recipe.weights:
-        parts.append(
-            f"init_cfg=dict(_delete_=True, type='Pretrained', checkpoint={recipe.weights!r})"
-        )
-    return f' backbone=dict({", ".join(parts)}),' if parts else ''
+    if not recipe.weights:
+        return ''
+    frozen = f'frozen_stages={recipe.frozen}, ' if recipe.frozen else ''
+    weights = f"dict(_delete_=True, type='Pretrained', checkpoint={recipe.weights!r})"
+    return f'\n    backbone=dict({frozen}init_cfg={weights}),'

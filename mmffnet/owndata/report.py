@@ -1,10 +1,9 @@
 """What there is to know of labelled pictures before a training."""
 
-import html
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,135 +11,98 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .convert import labels_of
-from .formats import OwnData, Picture, mask_values, read_mask
+from mmffnet.benchmark.report import markdown
+
+from .formats import UNREADABLE, OwnData, shorten
+from .page import list_items, table
 
 _STRIDES = (4, 8, 16, 32, 64)
-_SHOWN = 5  # files that a finding names
+_SAME = 24  # bits of 528 in which copies may differ; other pictures do in 60 and more
 
 
 @dataclass
 class DataReport:
-    """The findings.
+    """The findings."""
 
-    Args:
-        fatal (list[str]): What a training cannot do without.
-        odd (list[str]): What should be looked at.
-        tables (dict): By title the rows of a table, its head first.
-    """
-
-    fatal: list[str] = field(default_factory=list)
-    odd: list[str] = field(default_factory=list)
-    tables: dict[str, list[Sequence[Any]]] = field(default_factory=dict)
+    fatal: list[str] = field(default_factory=list)  #: What a training cannot do without
+    odd: list[str] = field(default_factory=list)  #: What should be looked at
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  #: Rows by title
 
     def as_text(self) -> str:
-        lines = []
-        for title, rows in self.tables.items():
-            cells = [[str(cell) for cell in row] for row in rows]
-            widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-            lines += ['', title]
-            for row in cells:
-                first, *rest = (
-                    c.ljust(w) if i == 0 else c.rjust(w)
-                    for i, (c, w) in enumerate(zip(row, widths, strict=True))
-                )
-                lines.append('  ' + '  '.join([first, *rest]))
-        for title, found in (('Cannot be trained', self.fatal), ('To look at', self.odd)):
-            if found:
-                lines += ['', title, *(f'- {text}' for text in found)]
-        return '\n'.join(lines[1:])
+        parts = [f'{title}\n\n{markdown(rows)}' for title, rows in self.tables.items()]
+        for title, texts in (('Cannot be trained', self.fatal), ('To look at', self.odd)):
+            parts += ['\n- '.join([f'{title}\n', *texts]) + '\n'] if texts else []
+        return '\n'.join(parts)
 
     def as_html(self) -> str:
-        parts = []
-        for title, found in (('Cannot be trained', self.fatal), ('To look at', self.odd)):
-            if found:
-                items = ''.join(f'<li>{html.escape(text)}</li>' for text in found)
-                parts.append(f'<h3>{title}</h3><ul>{items}</ul>')
-        for title, rows in self.tables.items():
-            parts.append(f'<h3>{html.escape(title)}</h3>{html_table(rows)}')
+        parts = [list_items('Cannot be trained', self.fatal), list_items('To look at', self.odd)]
+        parts += [f'<h3>{title}</h3>{table(rows)}' for title, rows in self.tables.items()]
         return '\n'.join(parts)
 
 
-def html_table(rows: Sequence[Sequence[Any]]) -> str:
-    """An HTML table; the first row is its head."""
-    lines = []
-    for number, row in enumerate(rows):
-        tag = 'th' if number == 0 else 'td'
-        cells = ''.join(f'<{tag}>{html.escape(str(cell))}</{tag}>' for cell in row)
-        lines.append(f'<tr>{cells}</tr>')
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+def read_pictures(data: OwnData) -> dict[Path, np.ndarray]:
+    """Leave out what cannot be read; of the others a small print of what they show, in -1 and 1."""
+    prints = {}
+    broken, deep = [], []
+    for picture in data.pictures:
+        try:
+            with Image.open(picture.path) as image:
+                if image.mode.startswith(('I', 'F')):
+                    deep.append(picture.path)
+                image.draft('L', (64, 64))
+                small = np.asarray(image.convert('L').resize((17, 16)), np.int16)
+        except UNREADABLE:
+            broken.append(picture.path)
+            continue
+        if small.std() > 1:  # empty ones are all alike
+            bits = np.concatenate([small[:, 1:] > small[:, :-1], small > small.mean()], 1)
+            prints[picture.path] = np.where(bits.ravel(), 1, -1).astype(np.float32)
+    gone = set(broken)
+    data.pictures = [picture for picture in data.pictures if picture.path not in gone]
+    data.remarks += _found(data, broken, 'pictures cannot be read and are left out')
+    data.remarks += _found(data, deep, 'pictures have 16 bits, of which the upper 8 are used')
+    return prints
 
 
-def examine(data: OwnData, size: int, prints: dict[bytes, list[Picture]]) -> DataReport:
-    """Look at labelled pictures, whose parts are settled.
-
-    Args:
-        data (OwnData): The data. Boxes are cut at the pictures' borders.
-        size (int): The longer side of pictures in training.
-        prints (dict): From :func:`read_pictures`.
-    """
+def examine(data: OwnData, size: int, prints: dict[Path, np.ndarray]) -> DataReport:
+    """Look at pictures of settled parts, as they are seen at a size; cuts boxes at the borders."""
     report = DataReport(odd=list(data.remarks))
     _examine_copies(data, prints, report)
     if data.task in ('det', 'instance'):
         _examine_boxes(data, report, size)
-    if data.task == 'seg':
-        _examine_masks(data, report)
+    _examine_sizes(data, report)
     _examine_classes(data, report)
-    if not data.part('train') or not data.part('val'):
-        report.fatal.append('no pictures are left for training or for validation')
     return report
 
 
-def _shorten(paths: Iterable[Path], data: OwnData) -> str:
-    names = [path.relative_to(data.root).as_posix() for path in paths]
-    more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
-    return ', '.join(names[:_SHOWN]) + more
+def _found(data: OwnData, paths: Iterable[Path], text: str) -> list[str]:
+    """One finding, or none, about files; one that is named twice is shown once."""
+    paths = list(paths)
+    names = shorten([*map(data.name, dict.fromkeys(paths))])
+    return [f'{text} ({len(paths)}): {names}'] if paths else []
 
 
-def read_pictures(data: OwnData) -> dict[bytes, list[Picture]]:
-    """Read each picture once, and leave out what cannot be read.
-
-    Returns:
-        dict[bytes, list[Picture]]: The pictures by a small print of what they show.
-    """
-    prints: dict[bytes, list[Picture]] = {}
-    broken = []
-    for picture in list(data.pictures):
-        try:
-            with Image.open(picture.path) as image:
-                image.draft('L', (64, 64))
-                small = np.asarray(image.convert('L').resize((17, 16)), np.int16)
-            picture.size  # noqa: B018 - read now, when an error can be said
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            broken.append(picture.path)
-            data.pictures.remove(picture)
-            continue
-        print_ = (
-            np.packbits(small[:, 1:] > small[:, :-1]).tobytes()
-            + np.packbits(small > small.mean()).tobytes()
-        )
-        if small.std() > 1:  # empty ones are all alike
-            prints.setdefault(print_, []).append(picture)
-    if broken:
-        data.remarks.append(
-            f'{len(broken)} pictures cannot be read and are left out: {_shorten(broken, data)}'
-        )
-    return prints
-
-
-def _examine_copies(data: OwnData, prints: dict[bytes, list[Picture]], report: DataReport) -> None:
-    copies = [same for same in prints.values() if len({picture.split for picture in same}) > 1]
-    if copies:
-        pairs = [f'{_shorten([p.path for p in same], data)}' for same in copies[:_SHOWN]]
+def _examine_copies(data: OwnData, prints: dict, report: DataReport) -> None:
+    paths = {
+        split: [p.path for p in data.part(split) if p.path in prints] for split in ('train', 'val')
+    }
+    if not all(paths.values()):
+        return
+    train = np.stack([prints[path] for path in paths['train']])
+    pairs = []
+    for path in paths['val']:
+        agree = train @ prints[path]
+        if agree.max() >= train.shape[1] - 2 * _SAME:
+            pairs.append(f'{data.name(paths["train"][agree.argmax()])} = {data.name(path)}')
+    if pairs:
         report.odd.append(
-            f'{len(copies)} pictures are in training and validation as well, so that results look '
-            f'better than they are: {"; ".join(pairs)}'
+            f'pictures of the validation are in training as well ({len(pairs)}), so that results '
+            f'look better than they are: {shorten(pairs)}'
         )
 
 
 def _examine_boxes(data: OwnData, report: DataReport, size: int) -> None:
-    outside, tiny, whole = [], [], []
-    sides = []
+    outside, tiny, whole, sides = [], [], [], []
     for picture in data.pictures:
         width, height = picture.size
         kept = []
@@ -149,78 +111,67 @@ def _examine_boxes(data: OwnData, report: DataReport, size: int) -> None:
             x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
             if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
                 outside.append(picture.path)
-            if x2 - x1 < 1 or y2 - y1 < 1:
+            if not (x2 - x1 >= 1 and y2 - y1 >= 1):  # also what is no number
                 tiny.append(picture.path)
                 continue
             if (x2 - x1) * (y2 - y1) > 0.95 * width * height:
                 whole.append(picture.path)
-            thing['bbox'] = [x1, y1, x2 - x1, y2 - y1]
-            sides.append(np.sqrt((x2 - x1) * (y2 - y1)) * size / max(width, height))
-            kept.append(thing)
+            longer = min(max(width, height), data.tiles or np.inf)
+            sides.append(np.sqrt((x2 - x1) * (y2 - y1)) * size / longer)
+            kept.append(thing | dict(bbox=[x1, y1, x2 - x1, y2 - y1]))
         picture.objects = kept
-    for found, text in (
-        (outside, 'boxes reach out of their picture and are cut'),
-        (tiny, 'boxes have less than a pixel inside of their picture and are left out'),
-        (whole, 'boxes cover their whole picture'),
-    ):
-        if found:
-            names = _shorten(dict.fromkeys(found), data)
-            report.odd.append(f'{len(found)} {text}: {names}')
+    report.odd += _found(data, outside, 'boxes reach out of their picture and are cut')
+    text = 'boxes have less than a pixel inside of their picture and are left out'
+    report.odd += _found(data, tiny, text)
+    report.odd += _found(data, whole, 'boxes cover their whole picture')
     empty = [picture.path for picture in data.pictures if not picture.objects]
-    if empty:
-        report.odd.append(
-            f'{len(empty)} pictures have no objects, and serve as examples of nothing: '
-            f'{_shorten(empty, data)}'
-        )
-    edges = [0, *_STRIDES, np.inf]
-    counts = np.histogram(sides, edges)[0]
+    report.odd += _found(data, empty, 'pictures have no objects, and serve as examples of nothing')
+    counts = np.histogram(sides, [0, *_STRIDES, np.inf])[0].tolist()
     bins = [f'below {_STRIDES[0]}', *(f'{a} to {b}' for a, b in itertools.pairwise(_STRIDES))]
     report.tables[f'Sizes of objects, in pixels of a picture of {size}'] = [
-        ('size', 'objects'),
-        *zip([*bins, f'{_STRIDES[-1]} and more'], counts.tolist(), strict=True),
+        dict(size=name, objects=count)
+        for name, count in zip([*bins, f'{_STRIDES[-1]} and more'], counts, strict=True)
     ]
-    if len(sides) and counts[:2].sum() > 0.2 * len(sides):
+    if sum(counts[:2]) > 0.2 * len(sides):
         report.odd.append(
-            f'{counts[:2].sum()} of {len(sides)} objects are smaller than {_STRIDES[1]} pixels at '
-            f'a picture size of {size}: larger pictures (--size) or tiles will find more of them'
+            f'{sum(counts[:2])} of {len(sides)} objects are smaller than {_STRIDES[1]} pixels at '
+            f'a picture size of {size}: larger pictures (--size) or --tiles will find more of them'
         )
 
 
-def _examine_masks(data: OwnData, report: DataReport) -> None:
-    for picture in list(data.pictures):
-        assert picture.mask is not None
-        mask = read_mask(picture.mask)
-        if mask.shape[1::-1] != picture.size:
-            report.fatal.append(
-                f'{_shorten([picture.mask], data)} has {mask.shape[1]} x {mask.shape[0]} pixels, '
-                f'its picture {picture.size[0]} x {picture.size[1]}'
-            )
-        labels = {data.values[value] for value in mask_values(mask) if value in data.values}
-        picture.objects = [dict(category=data.classes[label]) for label in labels]
+def _examine_sizes(data: OwnData, report: DataReport) -> None:
+    """Labels for another size than the picture has, as where it was turned or scaled since."""
+    masks, boxes = [], []
+    for picture in data.pictures:
+        if picture.mask:
+            with Image.open(picture.mask) as mask:
+                if mask.size != picture.size:
+                    masks.append(picture.mask)
+        elif all(picture.labelled_size) and picture.labelled_size != picture.size:
+            boxes.append(picture.path)
+    report.fatal += _found(data, masks, 'masks have another size than their pictures')
+    text = 'pictures have another size than their labels are for, which may be wrong'
+    report.odd += _found(data, boxes, text)
 
 
 def _examine_classes(data: OwnData, report: DataReport) -> None:
-    counts: dict[str, Counter[str]] = {split: Counter() for split in ('train', 'val')}
-    for picture in data.pictures:
-        if picture.split in counts:
-            names = [thing['category'] for thing in picture.objects] or sorted(labels_of(picture))
-            counts[picture.split].update(names)
+    counts = {s: Counter(c for p in data.part(s) for c in p.classes) for s in ('train', 'val')}
     what = dict(seg='pictures with it', cls='pictures').get(data.task, 'objects')
     report.tables[f'Classes, {what}'] = [
-        ('class', 'training', 'validation'),
-        *((name, counts['train'][name], counts['val'][name]) for name in data.classes),
+        {'class': name, 'training': counts['train'][name], 'validation': counts['val'][name]}
+        for name in data.classes
     ]
-    if not sum(counts['train'].values()):
-        report.fatal.append('nothing is labelled in the pictures for training')
-    elif not sum(counts['val'].values()):
-        report.fatal.append('nothing is labelled in the pictures for validation')
-    for split, other, text in (
-        ('val', 'train', 'no example in validation, and no result therefore'),
-        ('train', 'val', 'no example in training, and will not be found'),
+    for split, part in (('train', 'training'), ('val', 'validation')):
+        if not counts[split]:
+            report.fatal.append(f'nothing is labelled in the pictures for {part} of {data.root}')
+    train, val = (set(counts[split]) for split in ('train', 'val'))
+    for there, text in (
+        (train - val, 'in validation, and no result therefore'),
+        (val - train, 'in training, and will not be found'),
+        (set(data.classes) - train - val, 'at all'),
     ):
-        names = [n for n in data.classes if not counts[split][n] and counts[other][n]]
-        if names:
-            report.odd.append(f'{len(names)} classes have {text}: {", ".join(names[:_SHOWN])}')
+        if names := [name for name in data.classes if name in there]:
+            report.odd.append(f'classes have no example {text} ({len(names)}): {shorten(names)}')
     spellings: dict[str, list[str]] = {}
     for name in data.classes:
         spellings.setdefault(re.sub(r'[\W_]+', '', name).casefold(), []).append(name)

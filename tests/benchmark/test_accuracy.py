@@ -54,6 +54,16 @@ def test_augmented_numbers_have_rows_of_their_own():
     ]
 
 
+def test_augmentation_for_what_is_published(tmp_path):
+    both, one = {'mIoU': 47.1, 'mIoU(ms+flip)': 47.8}, {'mIoU(ms+flip)': 51.5}
+    entries = [Entry('both', published=both), Entry('one', published=one), Entry('none')]
+    for tta, expected in (
+        (False, [('both', False), ('one', True), ('none', False)]),
+        (True, [('both', False), ('both', True), ('one', True), ('none', False)]),
+    ):
+        assert [(job.entry.name, job.tta) for job in plan(entries, tmp_path, tta=tta)] == expected
+
+
 def test_a_metric_that_is_not_given():
     (row,) = rows([done(Entry('a', published={'box AP': 51.8}), other=1.0)])
     assert row['measured'] is None and not row['outside']

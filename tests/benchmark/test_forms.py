@@ -1,6 +1,7 @@
 """Forms: their names, and that all compute the same."""
 
 import copy
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +31,11 @@ def test_names():
 
 
 @pytest.mark.parametrize(
-    'text', ['fast', 'fused+', 'onnxruntime+bf16', 'onnxruntime+compile', 'openvino+onnxruntime']
+    'text',
+    [
+        *('fast', 'fused+', 'onnxruntime+bf16', 'onnxruntime+compile', 'openvino+onnxruntime'),
+        *('openvino+graph', 'plain+triton'),
+    ],
 )
 def test_no_forms(text):
     with pytest.raises(UsageError, match='is no form'):
@@ -112,6 +117,12 @@ def test_training_step():
 def test_forms_that_do_not_train(text):
     with pytest.raises(UsageError, match='form for inference'):
         prepare_training(nn.Identity(), parse_form(text), torch.rand(1, 3, 8, 8))
+
+
+def test_graphs_need_a_gpu(tmp_path):
+    for make in (partial(prepare, threads=1, folder=tmp_path), prepare_training):
+        with pytest.raises(UsageError, match='GPU'):
+            make(nn.Identity(), Form(graph=True), image=torch.rand(1, 3, 8, 8))
 
 
 def test_index_of_a_gpu_is_kept(monkeypatch):

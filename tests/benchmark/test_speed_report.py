@@ -54,7 +54,7 @@ def test_files(measurements, tmp_path):
     settings = dict(what='inference', batch=4, device='cpu', threads=2)
     files = speed_report.save(measurements, tmp_path / 'new', settings, 'the title')
     assert [path.name for path in files] == ['speed.md', 'speed.csv', 'speed.json', 'speed.png']
-    assert files[0].read_text().startswith('the title\n\n| network')
+    assert files[0].read_text().startswith('# The title\n\n| network')
     with files[1].open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8

@@ -7,7 +7,7 @@ import mmcv
 import pytest
 import torch
 
-from mmffnet.ops import mmcv_ext
+from mmffnet.ops import depthwise, mmcv_ext
 from mmffnet_cli import environment
 
 NATIVE = environment.environment()['ops'] == 'mmcv (native)'
@@ -18,12 +18,41 @@ def test_environment():
     assert list(report['packages']) == [
         *('python', 'platform', 'torch', 'torchvision', 'cuda', 'devices'),
         *('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'numpy', 'opencv'),
-        *('timm', 'onnxruntime', 'openvino'),
+        *('timm', 'triton', 'onnxruntime', 'openvino'),
     ]
     assert report['packages']['torch'] == torch.__version__
     assert report['packages']['mmcv'] == mmcv.__version__
     assert report['packages']['opencv'] == importlib.import_module('cv2').__version__
     assert report['ops'] in ('mmcv (native)', 'torchvision (mmffnet)')
+    assert report['kernels'].startswith('plain')
+
+
+@pytest.mark.parametrize(
+    ('installed', 'capability', 'expected'),
+    [
+        (True, (9, 0), 'plain, repeat, triton (MMFFNET_KERNELS=auto)'),
+        (True, (6, 1), 'compute capability 7.0 are needed, not 6.1'),
+        (False, (9, 0), '; no triton, which is not installed'),
+        (True, None, '; no triton without a GPU'),
+    ],
+)
+def test_line_about_kernels(monkeypatch, installed, capability, expected):
+    monkeypatch.delenv('MMFFNET_KERNELS', raising=False)
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    monkeypatch.setattr(depthwise, 'has_depthwise_kernels', lambda dtype: False)
+    monkeypatch.setattr(depthwise, 'has_triton_package', lambda: installed)
+    monkeypatch.setattr(depthwise, 'has_triton', lambda: installed and (capability or (0,)) >= (7,))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: capability)
+    depthwise._find_triton.cache_clear()
+    line = depthwise.describe_kernels()
+    depthwise._find_triton.cache_clear()
+    assert line.endswith(expected)
+
+
+def test_mistake_in_the_environment_is_a_problem(monkeypatch):
+    monkeypatch.setenv('MMFFNET_KERNELS', 'fast')
+    assert any('MMFFNET_KERNELS' in text for text in environment.environment()['problems'])
 
 
 def test_missing_packages_are_problems(monkeypatch):

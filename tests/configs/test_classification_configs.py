@@ -4,11 +4,12 @@ import ast
 import math
 import re
 import shutil
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pages
 import pytest
 import torch
 from mmengine.config import Config
@@ -328,10 +329,7 @@ def test_moving_average_and_randomness():
 # ------------------------------------------------------------------ what the documentation shows
 
 
-def block(name):
-    text = (Path(__file__).parents[2] / 'docs' / 'classification.md').read_text()
-    (code,) = re.findall(rf'<!-- tested: {name} -->\n```python\n(.*?)```', text, re.S)
-    return code
+block = partial(pages.block, 'docs/classification.md')
 
 
 def test_own_pictures_as_documented(tmp_path, monkeypatch):

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from family_configs import ROOT, TASKS, batch, build, metadata, names_of, read, scope_of, small
+from family_configs import (
+    ROOT,
+    TASKS,
+    batch,
+    build,
+    entry,
+    metadata,
+    names_of,
+    read,
+    scope_of,
+    small,
+)
 from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
@@ -23,10 +34,12 @@ from mmffnet.models import CASViT, PoolFormer, TransNeXt
 FAMILIES = dict(poolformer=PoolFormer, casvit=CASViT, transnext=TransNeXt)
 CONFIGS = [name for family in FAMILIES for name in names_of(family)]
 DETECTORS = [name for name in CONFIGS if name.startswith('detection/')]
-SEGMENTORS = [name for name in CONFIGS if name.startswith('segmentation/')]
+SEGMENTORS = [n for n in CONFIGS if n.startswith('segmentation/') and '_ms' not in n]
 CLASSIFIERS = [name for name in CONFIGS if name.startswith('classification/')]
 #: The smallest network in each system
-SMALLEST = [n for n in CONFIGS if re.search(r'-(s12|xs|micro)_(?!384)|/(mask|uper).*-tiny_', n)]
+SMALLEST = [
+    n for n in CONFIGS if re.search(r'-(s12|xs|micro)_(?!384)|/(mask|uper).*-tiny_(?!ms)', n)
+]
 
 
 def family_of(name):
@@ -44,7 +57,11 @@ def test_what_is_there():
         'detection/transnext/{}_transnext-{}_coco': ('maskrcnn', 'tiny small base'),
         'segmentation/poolformer/{}_poolformer-{}_ade20k': ('semfpn', 's12 s24 s36 m36 m48'),
         'segmentation/casvit/{}_casvit-{}_ade20k': ('semfpn', 'xs s m t'),
-        'segmentation/transnext/{}_transnext-{}_ade20k': ('upernet', 'tiny small base'),
+        'segmentation/transnext/{}_transnext-{}_ade20k': (
+            'upernet',
+            'tiny small base tiny_ms small_ms base_ms '
+            'tiny_ms-extrapolate small_ms-extrapolate base_ms-extrapolate',
+        ),
         'classification/poolformer/{}-{}_in1k': ('poolformer', 's12 s24 s36 m36 m48'),
         'classification/casvit/{}-{}_in1k': (
             'casvit',
@@ -94,15 +111,15 @@ def test_contract(name):
     else:
         assert tuple(model.decode_head.in_channels) == backbone.out_channels
         assert model.auxiliary_head.in_channels == backbone.out_channels[2]
-    if name in SEGMENTORS:
+    if name.startswith('segmentation/'):
         assert model.decode_head.num_classes == 150
         assert cfg.model.data_preprocessor.size == (512, 512)
 
 
 @pytest.mark.parametrize('name', CLASSIFIERS)
 def test_size_of_the_classifiers(name):
-    model, entry = build(name, read(name), 'meta'), metadata(name)
-    side = entry['Input Size']
+    model, known = build(name, read(name), 'meta'), metadata(name)
+    side = known['Input Size']
     assert side == (384 if '_384_' in name else 256 if 'AAAA' in name else 224)
     crop = read(name).test_dataloader.dataset.pipeline[-2]
     assert crop == (
@@ -111,7 +128,7 @@ def test_size_of_the_classifiers(name):
         else dict(type='Resize', scale=(384, 384), backend='pillow', interpolation='bicubic')
     )
     cost = count(model, (side, side))
-    assert (cost.parameters, cost.macs) == (entry['Parameters'], entry['FLOPs'])
+    assert (cost.parameters, cost.macs) == (known['Parameters'], known['FLOPs'])
 
 
 @pytest.mark.parametrize('name', [n for n in [*DETECTORS, *SEGMENTORS] if 'transnext' in n])
@@ -188,8 +205,28 @@ def test_weight_decay_of_transnext(name):
     cfg = read(name)
     drop_path = dict(tiny=0.4, small=0.6, base=0.7)[arch_of(name)]
     assert cfg.model.backbone.drop_path_rate == drop_path
-    assert cfg.model.backbone.bias == 'interpolate'
-    assert cfg.model.backbone.img_size == (512 if name in SEGMENTORS else 800)
+    if name in DETECTORS:
+        assert (cfg.model.backbone.bias, cfg.model.backbone.img_size) == ('interpolate', 800)
+
+
+@pytest.mark.parametrize('name', [n for n in CONFIGS if 'upernet_transnext' in n])
+def test_scales_of_transnext(name, tmp_path):
+    """One scale in windows, several of whole pictures: multiples of 512 pixels."""
+    cfg = read(name)
+    several = '_ms' in name
+    (result,) = entry(name)['Results']
+    assert [*result['Metrics']] == ['mIoU(ms+flip)' if several else 'mIoU']
+    assert cfg.model.test_cfg.mode == ('whole' if several else 'slide')
+    assert (cfg.model.backbone.bias == 'extrapolate') == ('extrapolate' in name)
+    assert cfg.model.backbone.img_size == (800 if name.endswith('_ms_ade20k.py') else 512)
+    path = str(tmp_path / 'picture.png')
+    cv2.imwrite(path, np.ones((90, 120), dtype=np.uint8))
+    data = dict(img_path=path, seg_map_path=path, reduce_zero_label=True, seg_fields=[])
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        found = Compose(cfg.tta_pipeline)(dict(data, label_map=None))
+    sides = [tuple(picture.shape[1:]) for picture in found['inputs']]
+    heights = (256, 384, 512, 640, 768, 896)
+    assert sides == [(height, round(height * 4 / 3)) for height in heights for _ in range(2)]
 
 
 @pytest.mark.parametrize('name', [n for n in CLASSIFIERS if '384' not in n])

@@ -354,6 +354,14 @@ def test_compile_takes_backbone_and_neck():
         CompileHook().before_run(Runner(torch.nn.Linear(1, 1)))
 
 
+def test_cuda_graphs_fall_back_visibly(toy, tmp_path, undisturbed, capfd):
+    """On a CPU the training is what it is without them, and one line says so."""
+    cfg = engine_runner.train_config(toy.toy_config(tmp_path), cuda_graphs=True)
+    engine_runner.build_runner(cfg).train()
+    assert not toy.differences(toy.end_state(tmp_path), toy.end_state(undisturbed[True]))
+    assert capfd.readouterr().out.count('without CUDA graphs: it is not on a GPU') == 1
+
+
 def test_fuse_before_test():
     model = torch.nn.Sequential(MODELS.build(dict(type='FFNet', arch='nano'))).eval()
     image = torch.rand(1, 3, 64, 64)

@@ -14,6 +14,7 @@ from mmengine.registry import DefaultScope
 from mmffnet.engine import ChannelsLastHook, runner
 from mmffnet.engine.runner import build_runner, read_config, test_config, train_config
 from mmffnet.errors import UsageError
+from mmffnet.ops import depthwise_cpu
 
 UPERNET = 'segmentation/upernet_ffnet2_ade20k.py'
 DETECTOR = 'detection/maskrcnn_ffnet2_coco.py'
@@ -79,7 +80,7 @@ def test_options_of_test_for_mmdet(checkpoint):
     cfg = test_config(resumed, checkpoint, out='out.pkl', show_dir='shown', wait_time=1.0)
     assert (cfg.resume, cfg.load_from) == (False, checkpoint)
     assert cfg.test_evaluator[-1] == dict(type='mmdet.DumpDetResults', out_file_path='out.pkl')
-    assert cfg.test_evaluator[0].type == 'CocoMetric'
+    assert cfg.test_evaluator[0].type == 'mmffnet.FastCocoMetric'
     hook = cfg.default_hooks.visualization
     assert (hook.draw, hook.show, hook.wait_time) == (True, False, 1.0)
     assert hook.test_out_dir == str(Path('shown').absolute())
@@ -201,6 +202,26 @@ def test_fast_forms(checkpoint):
     assert found == ['Mine', 'mmffnet.WholeCheckpointHook', 'mmffnet.FuseHook', *added]
     robust = [f'mmffnet.{name}Hook' for name in ('ExactResume', 'FiniteLoss', 'WholeCheckpoint')]
     assert [hook.type for hook in train_config(Config(), **speed).custom_hooks] == robust + added
+    cfg = train_config(Config(), compile='max-autotune-no-cudagraphs', cuda_graphs=True)
+    assert cfg.custom_hooks[-2] == dict(
+        type='mmffnet.CompileHook', mode='max-autotune-no-cudagraphs'
+    )
+    assert cfg.custom_hooks[-1] == dict(type='mmffnet.CudaGraphHook')
+    with pytest.raises(UsageError, match='--compile reduce-overhead'):
+        train_config(Config(), compile='reduce-overhead', cuda_graphs=True)
+
+
+def test_half_precision_on_a_cpu_that_lacks_it(monkeypatch, checkpoint):
+    monkeypatch.setattr(runner, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(depthwise_cpu, 'has_bfloat16', lambda: False)
+    for call in (
+        lambda: test_config(Config(dict(test_cfg=dict(fp16=True))), checkpoint),
+        lambda: train_config(Config(dict(optim_wrapper=dict(type='AmpOptimWrapper')))),
+    ):
+        depthwise_cpu.warn_of_bfloat16.cache_clear()
+        with pytest.warns(UserWarning, match='float32'):
+            call()
+    depthwise_cpu.warn_of_bfloat16.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ def inferencers(models):
 
     def make(task):
         if task not in made:
-            made[task] = Inferencer(*models(task))
+            # compared to the bit with models in the usual memory format
+            made[task] = Inferencer(*models(task), channels_last=False)
         return made[task]
 
     return make

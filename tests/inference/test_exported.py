@@ -9,6 +9,7 @@ from mmffnet.deploy import runtimes
 from mmffnet.engine.runner import read_config
 from mmffnet.errors import UsageError
 from mmffnet.inference import Inferencer, find_sources
+from mmffnet.inference.tiles import Tiling
 
 META_DATA = dict(
     classes=['ground', 'square'],
@@ -122,6 +123,27 @@ def test_batches(make):
     inferencer, shapes = make('segmentation', ['labels'], segment_square, batch=3)
     inferencer(images, batch_size=4)
     assert [shape[0] for shape in shapes] == [3, 3, 3]
+
+
+def find_white(images):
+    """As find_square, without masks; a picture may have no white."""
+    found = [np.argwhere(image.min(axis=0) > 200)[:, ::-1] for image in images]
+    boxes = [[*at.min(0), *(at.max(0) + 1)] if len(at) else [0] * 4 for at in found]
+    labels = [[1 if len(at) else -1] for at in found]
+    return np.array(boxes, float)[:, None], np.full((len(images), 1), 0.9), np.array(labels)
+
+
+def test_tiles(make):
+    image, box = picture(160, 240)
+    inferencer, shapes = make('segmentation', ['labels'], segment_square)
+    inferencer.tiling = Tiling(64, 0.25)
+    (result,) = inferencer(image, batch_size=8)
+    np.testing.assert_array_equal(result.labels, image.min(axis=2) > 200)
+    assert shapes == [(8, 3, 64, 64), (7, 3, 64, 64)]
+    inferencer, shapes = make('detection', ['boxes', 'scores', 'labels'], find_white)
+    inferencer.tiling = Tiling(64, 0.25)
+    (result,) = inferencer(image, batch_size=8)  # larger than the overlap: in pieces
+    np.testing.assert_array_equal(result.boxes, [box])
 
 
 def test_a_model_that_fails_does_not_end_the_others(make, tmp_path):

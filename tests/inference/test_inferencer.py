@@ -1,22 +1,18 @@
 """The class Inferencer."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
+import pages
 from mmengine.registry import DefaultScope
 from toy_models import make_video
 
 from mmffnet.inference import Inferencer, find_sources
 
-DOCS = Path(__file__).parents[2] / 'docs' / 'inference.md'
-
 
 def test_documented_examples(models, pictures, tmp_path, monkeypatch, capsys):
-    blocks = dict(
-        re.findall(r'<!-- tested: (\w+) -->\n```python\n(.*?)```', DOCS.read_text(), re.S)
-    )
+    blocks = {name: code for name, _, code in pages.blocks('docs/inference.md')}
     config, checkpoint = models('detection')
     assert config in blocks['python']
     monkeypatch.chdir(tmp_path)

@@ -8,9 +8,11 @@ from mmengine.registry import DefaultScope
 from toy_models import META, TASKS
 
 from mmffnet.datasets import PALETTE
+from mmffnet.engine.hooks import speed
 from mmffnet.engine.runner import read_config
 from mmffnet.errors import UsageError
 from mmffnet.inference import Inferencer
+from mmffnet.ops import depthwise_cpu
 from mmffnet.visualization import Legend
 
 
@@ -79,6 +81,29 @@ def test_batches_fused_models_and_arrays_give_the_same(models, inferencers, pict
                 np.testing.assert_allclose(result.scores, wanted.scores, atol=1e-4)
             if task == 'detection':
                 np.testing.assert_allclose(result.boxes, wanted.boxes, atol=0.05)
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_fast_forms_give_nearly_the_same(models, inferencers, pictures, task, monkeypatch):
+    expected, said = inferencers(task)(pictures), []
+    monkeypatch.setattr(speed, 'print_log', lambda text, *_: said.append(text))
+    monkeypatch.setattr(depthwise_cpu, 'has_bfloat16', lambda: False)
+    depthwise_cpu.warn_of_bfloat16.cache_clear()
+    with pytest.warns(UserWarning, match='float32'):
+        fast = Inferencer(*models(task), device='cpu', amp=True, channels_last=True, graph=True)
+    assert len(said) == 1 and 'GPU' in said[0]
+    stem = fast.model.model.backbone.stem.conv1.conv.weight
+    assert stem.is_contiguous(memory_format=torch.channels_last) and not stem.is_contiguous()
+    count = 0
+    for result, wanted in zip(fast(pictures), expected, strict=True):
+        if task == 'segmentation':
+            assert 0.9 < (result.labels == wanted.labels).mean() < 1
+        elif task == 'classification':
+            np.testing.assert_allclose(result.scores, wanted.scores, atol=0.05)
+            assert (result.scores != wanted.scores).any()
+        else:
+            count += len(result.scores)
+    assert task != 'detection' or count > 5
 
 
 @pytest.mark.parametrize('task', TASKS)

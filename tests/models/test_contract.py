@@ -72,7 +72,13 @@ _HYBRID = dict(
     channel_mixer=dict(kernel_size=5),
 )
 FAMILIES = {
-    'AFFNet': Family(dict(type='mmffnet.AFFNet', arch='et'), cannot=frozenset({'fx', 'script'})),
+    'AFFNet': Family(
+        dict(
+            type='mmffnet.AFFNet',
+            arch=dict(depths=(2, 1, 2, 1), channels=(24, 32, 40, 48), expansion=2),
+        ),
+        cannot=frozenset({'fx', 'script'}),
+    ),
     'FFNet': Family(dict(type='mmffnet.FFNet', arch='nano', layer_scale_init_value=0.5)),
     'FFNet hybrid': Family(dict(type='mmffnet.FFNet', arch='nano', **_HYBRID)),
     'FFNetSeg': Family(
@@ -92,7 +98,7 @@ FAMILIES = {
     'TransNeXt': Family(
         dict(
             type='mmffnet.TransNeXt',
-            arch=dict(depths=(1, 1, 2, 1), channels=(24, 48, 48, 72)),
+            arch=dict(depths=(1, 1, 1, 1), channels=(24, 48, 48, 72)),
             bias='interpolate',
         ),
         frozenset({'export', 'fuse', 'fx', 'script'}),
@@ -190,10 +196,12 @@ def test_recomputation_changes_nothing(family, device):
     models[1].load_state_dict(models[0].state_dict())
     saved = []
     for model in models:
-        kept = {}
+        kept, weights = {}, {p.data_ptr() for p in model.parameters()}
 
-        def pack(tensor, kept=kept):
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        def pack(tensor, kept=kept, weights=weights):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         for step in range(2):
@@ -271,16 +279,21 @@ def test_copies(family, device):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('fused', [False, True], ids=['unfused', 'fused'])
+@pytest.mark.parametrize(
+    ('name', 'fused'),
+    [(name, False) for name in FAMILIES]
+    + [(name, True) for name, family in FAMILIES.items() if 'fuse' not in family.cannot],
+)
 @torch.no_grad()
-def test_graphs(family, fused, device):
+def test_graphs(name, fused, device):
     """Traced, exported with free sizes, as a graph of torch.fx, and scripted."""
+    family = FAMILIES[name]
     model = family.build(device).eval()
     model = reparameterize(model) if fused else model
     x, other = torch.rand(2, 3, 64, 96, device=device), torch.rand(1, 3, 52, 70, device=device)
     expected = model(x)
     with family.declares('trace'):
-        assert_same(torch.jit.trace(model, x)(x), expected)
+        assert_same(torch.jit.trace(model, x, check_trace=False)(x), expected)
     with family.declares('export'):
         auto = torch.export.Dim.AUTO
         shapes = {'x': {0: auto, 2: auto, 3: auto}}
@@ -303,10 +316,14 @@ def test_compiles_without_graph_breaks(family, training, device):
     model = family.build(device, with_cp=True).train(training)
     x = torch.rand(2, 3, 64, 64, device=device)
     reference = copy.deepcopy(model)
-    loss_of(reference(x)).backward()
-    with family.declares('compile'):
+    with family.declares('compile'), torch.set_grad_enabled(training):
         compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
-        loss_of(compiled(x)).backward()
+        outs, expected = compiled(x), reference(x)
+        assert_same(outs, expected, rtol=1e-3, atol=1e-5)
+        if not training:
+            return
+        loss_of(outs).backward()
+        loss_of(expected).backward()
         for a, b in zip(model.parameters(), reference.parameters(), strict=True):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
         buffers = [list(m.buffers()) for m in (model, reference)]

@@ -495,6 +495,7 @@ def test_no_weight_decay_as_published():
         (dict(bias='extrapolated'), 'bias'),
         (dict(pretrain_size=0), 'pretrain_size'),
         (dict(pretrain_size=32), 'pretrain_size'),
+        (dict(arch=dict(TINY, pretrain_size='224')), 'pretrain_size'),
         (dict(img_size=0), 'img_size'),
         (dict(bias='interpolate', img_size=31), 'img_size'),
         (dict(token_mixer=dict(sr_ratio=0)), 'sr_ratio'),

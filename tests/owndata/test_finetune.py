@@ -2,11 +2,14 @@
 
 import json
 import re
+import resource
 
 import labelled_pictures as labelled
 import pytest
+import torch
 from mmengine.config import Config
 
+from mmffnet.checkpoint import read_checkpoint
 from mmffnet.errors import UsageError
 from mmffnet.owndata.finetune import finetune
 
@@ -46,12 +49,21 @@ def test_trains_and_reports(tmp_path, task, monkeypatch):
         assert sum(map(sum, matrix)) == 2
     else:  # each object is found or missed
         assert [sum(row) for row in matrix[:-1]] == [1, 1]
-    assert list(out.glob('training/best_*.pth'))
+    (best,) = out.glob('training/best_*.pth')
+    trained, kept = read_checkpoint(best), read_checkpoint(out / 'model.safetensors')
+    assert kept['meta']['dataset_meta']['classes'] == names
+    for name, tensor in trained['state_dict'].items():
+        assert torch.equal(tensor, kept['state_dict'][name])
     # the config goes on with the ordinary tools
     config = out / 'config.py'
     assert len(config.read_text().splitlines()) <= 40
     cfg = Config.fromfile(config)
     assert cfg.size == 64 and cfg.epochs == 1
+    if task == 'cls':  # edited, and resumed
+        config.write_text(config.read_text().replace('lr = 64, 2, 1,', 'lr = 64, 2, 2,'))
+        finetune(str(root), str(out), resume=True, say=said.append)
+        assert (out / 'training' / 'last_checkpoint').read_text().endswith('epoch_2.pth')
+        assert snapshot(root) == before
 
 
 @pytest.mark.parametrize('task', TASKS)
@@ -69,7 +81,7 @@ def test_pretrained_weights_freeze_the_stem(tmp_path):
     root = labelled.write_coco(tmp_path / 'data')
     finetune(str(root), str(tmp_path / 'a'), arch='ffnet1', dry_run=True, say=lambda text: None)
     cfg = Config.fromfile(tmp_path / 'a' / 'config.py')
-    assert cfg.model.backbone.frozen_stages == 1
+    assert cfg.model.backbone.frozen_stages == 2  # there are few pictures
     assert cfg.model.backbone.init_cfg.checkpoint == 'mmffnet://ffnet1-distilled'
     finetune(
         str(root), str(tmp_path / 'b'), weights='mine.pth', dry_run=True, say=lambda text: None
@@ -95,7 +107,7 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(UsageError, match='no training to resume'):
         finetune(str(root), str(out), resume=True)
     finetune(str(root), str(out), dry_run=True, say=lambda text: None)
-    with pytest.raises(UsageError, match='holds a training'):
+    with pytest.raises(UsageError, match='exists'):
         finetune(str(root), str(out))
 
 
@@ -104,3 +116,48 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     out.write_text('a file')
     with pytest.raises(UsageError, match='cannot write to'):
         finetune(str(root), str(out / 'deeper'), dry_run=True)
+
+
+def test_no_space_left(tmp_path):
+    root, out = labelled.write_coco(tmp_path / 'data'), tmp_path / 'out'
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (900, limits[1]))
+    try:
+        with pytest.raises(UsageError, match=f'cannot write to {out}'):
+            finetune(str(root), str(out), dry_run=True, say=lambda text: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (out / 'config.py').exists()
+
+
+def test_data_that_cannot_be_written(tmp_path):
+    root, out = labelled.write_masks(tmp_path / 'data'), tmp_path / 'out'
+    before = snapshot(root)
+    for path in before:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    finetune(str(root), str(out), dry_run=True, say=lambda text: None)
+    assert snapshot(root) == before and (out / 'config.py').is_file()
+
+
+def test_many_classes_most_of_them_empty(tmp_path):
+    root, out = labelled.write_coco(tmp_path / 'data'), tmp_path / 'out'
+    for path in root.glob('annotations/*.json'):
+        content = json.loads(path.read_text())
+        content['categories'] += [dict(id=i, name=f'empty class {i}') for i in range(20, 98)]
+        path.write_text(json.dumps(content))
+    said = []
+    finetune(str(root), str(out), arch='ffnet1', dry_run=True, say=said.append)
+    assert 'classes have no example at all (78)' in '\n'.join(said)
+    assert len((out / 'config.py').read_text().splitlines()) <= 40
+    cfg = Config.fromfile(out / 'config.py')
+    assert cfg.classes[:2] == labelled.CLASSES and len(cfg.classes) == 80
+    assert cfg.model.roi_head.mask_head.num_classes == 80
+
+
+@pytest.mark.parametrize('minutes', [0.001, 1000])
+def test_the_schedule_goes_by_the_budget(tmp_path, minutes):
+    root, out = labelled.write_folders(tmp_path / 'data'), tmp_path / 'out'
+    said = []
+    finetune(str(root), str(out), minutes=minutes, size=64, dry_run=True, say=said.append)
+    assert Config.fromfile(out / 'config.py').epochs == (1 if minutes < 1 else 300)
+    assert f'for {minutes:g} min' in said[-1]

@@ -154,6 +154,83 @@ def test_names_of_all_kinds(tmp_path):
     assert found[target.stem][1] and found['a2'][1]
 
 
+def test_links_to_folders(tmp_path):
+    root = labelled.write_labelme(tmp_path / 'data')
+    shutil.move(root / 'train', tmp_path / 'elsewhere')
+    (root / 'train').symlink_to(tmp_path / 'elsewhere')
+    (root / 'val' / 'round').symlink_to(root)  # leads back
+    (root / 'val' / '._b1.jpg').write_bytes(b'what macOS leaves')
+    _, found = training_set(root, tmp_path / 'out')
+    assert {name: len(objects) for name, (_, objects) in found.items()} == {
+        name: len(objects) for name, (_, objects) in labelled.PICTURES.items()
+    }
+
+
+def test_what_coco_files_may_hold(tmp_path):
+    root = labelled.write_coco(tmp_path)
+    path = root / 'annotations' / 'instances_val2017.json'
+    content = json.loads(path.read_text())
+    first, second = content['annotations']
+    first['segmentation'] = [[1, 1, 2, 2], *first['segmentation']]  # a line is no outline
+    second['segmentation'] = []
+    path.write_text(json.dumps(content))
+    # the same pictures once more, as in the files of key points
+    shutil.copy(path, path.with_name('keypoints_val2017.json'))
+    data = read_own_data(root)
+    assert data.task == 'det'
+    assert any('1 of 6 objects have no outline' in remark for remark in data.remarks)
+    assert any('already (2)' in remark for remark in data.remarks)
+    objects = {p.path.stem: p.objects for p in data.pictures}
+    assert len(objects['b1']) == len(objects['b2']) == 1
+    assert len(objects['b1'][0]['segmentation']) == 1 and 'segmentation' not in objects['b2'][0]
+
+
+def test_labels_that_lie_apart(tmp_path):
+    """Pictures in one folder, labels in another, and names in the labels that are not theirs."""
+    root = labelled.write_labelme(tmp_path)
+    for path in [*(root / 'train').glob('*.json')]:
+        target = root / 'json' / 'train' / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(path.read_text().replace('.jpg"', '.bmp"'))
+        path.unlink()
+    data, found = training_set(root, tmp_path / 'out')
+    assert data.remarks == []
+    assert [len(found[name][1]) for name in ('a1', 'a2', 'a3', 'a4')] == [1, 1, 2, 0]
+
+
+def test_lists_of_pictures_and_absolute_paths_in_yolo(tmp_path):
+    root = labelled.write_yolo(tmp_path / 'data')
+    lines = [f'./train/images/{name}.jpg' for name in ('a1', 'a2', 'a3')]
+    (root / 'train.txt').write_text('\n'.join(lines))
+    (root / 'data.yaml').write_text(
+        f'path: {root}\ntrain: train.txt\nval: {root}/val/images\nnames: {{1: big dog, 0: cat}}'
+    )
+    data, found = training_set(root, tmp_path / 'out')
+    assert data.classes == labelled.CLASSES
+    assert {name for name, (split, _) in found.items() if split == 'train'} == {'a1', 'a2', 'a3'}
+    assert found['a3'][1][1][0] == 'big dog'
+
+
+def test_voc_with_its_masks(tmp_path):
+    root = labelled.write_voc(tmp_path)
+    for name in labelled.PICTURES:
+        labelled.save(root / 'SegmentationClass' / f'{name}.png', labelled.label_map(name))
+    with pytest.raises(UsageError, match='voc and masks'):
+        read_own_data(root)
+    assert len(read_own_data(root, 'voc').pictures) == len(labelled.PICTURES)
+    assert len(read_own_data(root, 'masks').pictures) == len(labelled.PICTURES)
+
+
+def test_numbers_of_classes_of_masks(tmp_path):
+    root = labelled.write_masks(tmp_path)
+    (root / 'classes.txt').write_text('2: big dog\n1: cat\n7: wolf')
+    data = read_own_data(root)
+    assert data.classes == ['big dog', 'cat', 'wolf'] and data.values == {2: 0, 1: 1, 7: 2}
+    (root / 'masks' / 'train' / 'a1.png').write_bytes(b'no picture')
+    with pytest.raises(UsageError, match=r'a1\.png'):
+        read_own_data(root)
+
+
 def test_what_cannot_be_read(tmp_path):
     with pytest.raises(UsageError, match='does not exist'):
         read_own_data(tmp_path / 'none')
@@ -162,7 +239,7 @@ def test_what_cannot_be_read(tmp_path):
     labelled.save(tmp_path / 'a.jpg', labelled.draw('a1'))
     with pytest.raises(UsageError, match='no labels'):
         read_own_data(tmp_path)
-    with pytest.raises(UsageError, match='no labels of the format yolo'):
+    with pytest.raises(UsageError, match='looked for yolo'):
         read_own_data(tmp_path, 'yolo')
 
 
@@ -176,18 +253,20 @@ def test_two_formats_at_once(tmp_path):
 @pytest.mark.parametrize(
     ('format', 'name', 'text', 'problem'),
     [
-        ('coco', 'annotations/instances_val2017.json', '{"images": [1', 'no whole JSON file'),
+        ('coco', 'annotations/instances_val2017.json', '{"images": [1', r'val2017\.json'),
         (
             'coco',
             'annotations/instances_val2017.json',
             '{"images": [{"id": 1}], "annotations": [], "categories": []}',
-            "not in COCO's format: KeyError: 'file_name'",
+            r"val2017\.json.*'file_name'",
         ),
-        ('labelme', 'train/a1.json', '{"shapes": [{}], "imagePath": "a1.jpg"}', 'shape is broken'),
+        ('labelme', 'train/a1.json', '{"shapes": [{}], "imagePath": "a1.jpg"}', r'a1\.json.*label'),
         ('yolo', 'train/labels/a1.txt', '0 0.5 0.5 0.1', r'a1\.txt, line 1'),
         ('yolo', 'train/labels/a1.txt', '9 0.5 0.5 0.1 0.1', r'a1\.txt, line 1'),
-        ('voc', 'Annotations/a1.xml', '<annotation><object/></annotation>', 'whole bndbox'),
-        ('voc', 'Annotations/a1.xml', '<annotation>', r'a1\.xml is no Pascal VOC'),
+        ('yolo', 'train/labels/a1.txt', '\n-1 0.5 0.5 0.1 0.1', r'a1\.txt, line 2'),
+        ('yolo', 'train/labels/a1.txt', '0 nan 0.5 0.1 0.1', r'a1\.txt, line 1'),
+        ('voc', 'Annotations/a1.xml', '<annotation><object/></annotation>', r'a1\.xml.*bndbox'),
+        ('voc', 'Annotations/a1.xml', '<annotation>', r'a1\.xml'),
     ],
 )
 def test_a_broken_label_file_is_named(tmp_path, format, name, text, problem):
@@ -201,7 +280,7 @@ def test_labels_without_pictures(tmp_path):
     root = labelled.write_labelme(tmp_path)
     (root / 'train' / 'a1.jpg').unlink()
     data = read_own_data(root)
-    assert any('1 pictures that are not there, a1.json' in text for text in data.remarks)
+    assert any('a1.jpg (a1.json)' in text for text in data.remarks)
 
 
 class TestSplit:

@@ -63,6 +63,6 @@ def test_order_of_the_checks(gpu_check, capsys):
     assert gpu_check.main(['--list']) == 0
     kinds = [line.partition(':')[0] for line in capsys.readouterr().out.splitlines()]
     assert list(dict.fromkeys(kinds)) == [
-        *('exactness', 'mixed precision', 'with_cp', 'DDP'),
+        *('exactness', 'mixed precision', 'kernels', 'graphs', 'with_cp', 'DDP'),
         *('operators', 'torch.compile', 'export', 'checkpoints'),
     ]

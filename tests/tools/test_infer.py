@@ -88,6 +88,17 @@ def test_options(infer, place):
     assert 0 < sum(one['image_id'] == 1 for one in found) <= 6
 
 
+def test_tiles(infer, place):
+    options = ['--tiles', '64', '--overlap', '0.25', '--batch-size', '4', '--out-dir', 'tiles']
+    status, _, err = infer(DETECTOR, 'detection.pth', 'photos/000.png', *options)
+    assert status == 0, err
+    content = json.loads((place / 'tiles' / 'predictions.json').read_text())
+    height, width = (content['images'][0][side] for side in ('height', 'width'))
+    assert content['annotations'] and height > 64
+    assert all(one['segmentation']['size'] == [height, width] for one in content['annotations'])
+    assert (place / 'tiles' / 'painted' / '000.png').is_file()
+
+
 def test_default_folder_and_classifier(infer, place):
     status, out, _ = infer('classifier.py', 'classification.pth', 'photos/*1.png')
     assert (status, out) == (0, '1 picture done\nresults: work_dirs/infer\n')
@@ -117,6 +128,9 @@ def test_default_folder_and_classifier(infer, place):
         ([DETECTOR, 'detection.pth', 'photos', '--device', 'gpu9'], "there is no device 'gpu9'"),
         ([DETECTOR, 'detection.pth', 'photos', '--batch-size', '0'], 'must be at least 1'),
         ([DETECTOR, 'detection.pth', 'photos', '--score-thr', '30'], 'between 0 and 1, not 30'),
+        ([DETECTOR, 'no.pth', 'photos', '--tiles', '0'], 'tiles must have at least 32 pixels'),
+        ([DETECTOR, 'no.pth', 'photos', '--tiles', '64', '--overlap', '1'], 'overlap of tiles'),
+        ([DETECTOR, 'no.pth', 'photos', '--overlap', '0.1'], '--overlap is for --tiles'),
         ([DETECTOR, 'detection.pth', 'photos', '--cfg-options', 'x'], 'cannot apply --cfg-options'),
         (
             ['classifier.py', 'classification.pth', 'photos', '--score-thr', '0.5'],

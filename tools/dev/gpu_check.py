@@ -45,6 +45,9 @@ from mmffnet.engine import find_checkpoint
 from mmffnet.engine.models import load_model
 from mmffnet.engine.runner import build_runner, check_device, read_config, train_config
 from mmffnet.errors import UsageError, describe_error
+from mmffnet.models.layers import MultiBranchDWConv
+from mmffnet.ops.depthwise import depthwise_conv2d, describe_kernels, use_kernels
+from mmffnet.ops.graphs import InferenceGraphs, TrainingGraph
 from mmffnet_cli import FORMATS
 
 #: What a check found, and the most that is right
@@ -72,6 +75,18 @@ FORMS = {
     'float32': (torch.float32, False, False),
     'float32, channels_last': (torch.float32, False, True),
     'float32, fused, channels_last': (torch.float32, True, True),
+}
+
+
+#: Largest deviation of the kernels, relative to the largest value
+ROUNDING = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+#: Channels, height, width, kernel, stride and outputs a channel; tiny for Triton's interpreter
+SHAPES = {
+    'cpu': [(3, 5, 4, 3, 1, 1), (3, 5, 4, 5, 2, 2)],
+    'cuda': [
+        *((88, 64, 63, 7, 1, 1), (704, 9, 8, 7, 1, 1), (50, 17, 9, 9, 1, 1)),
+        *((88, 33, 32, 7, 2, 2), (96, 7, 5, 3, 1, 1)),
+    ],
 }
 
 
@@ -288,6 +303,106 @@ def _layouts_differ(text: str) -> bool:
         [int(number) for number in group.split(',')] for group in re.findall(r'\[([\d, ]+)\]', text)
     )
     return any(a != b for size, a, b in zip(sizes, grad, bucket, strict=True) if size > 1)
+
+
+# Kernels and graphs
+
+
+def kernels(implementation: str, dtype: torch.dtype, device: torch.device) -> Found:
+    """Depthwise convolutions: output and gradients against float64, of the largest value."""
+    names, _, why = describe_kernels().partition(' (')
+    if implementation == 'triton' and 'triton' not in names:
+        raise NotRunError(why.rpartition('; ')[2])
+    worst = 0.0
+    for channels, height, width, kernel, stride, multiplier in SHAPES[device.type]:
+        torch.manual_seed(0)
+        x = torch.randn(2, channels, height, width)
+        weight = torch.randn(channels * multiplier, 1, kernel, kernel)
+        given = [x.to(memory_format=torch.channels_last), weight, torch.randn(len(weight))]
+        geometry = ((stride, stride), (kernel // 2, kernel // 2))
+
+        call = partial(depthwise_conv2d, stride=geometry[0], padding=geometry[1])
+        given = [t.to(device, dtype) for t in given]
+        found = output_and_gradients(partial(call, kernels=implementation), given)
+        plain = partial(call, kernels='plain')
+        expected = output_and_gradients(plain, [t.double() for t in given])
+        worst = largest(worst, compare(found, expected))
+    return worst, ROUNDING[dtype]
+
+
+def pair(dtype: torch.dtype, device: torch.device) -> Found:
+    """The training pair in Triton: output, gradients and statistics against float64."""
+    if 'triton' not in describe_kernels().partition(' (')[0]:
+        raise NotRunError(describe_kernels().rpartition('; ')[2])
+    worst = 0.0
+    for channels, height, width, kernel, stride, multiplier in SHAPES[device.type]:
+        if kernel == 3:
+            continue
+        torch.manual_seed(0)
+        x = torch.randn(2, channels, height, width).to(memory_format=torch.channels_last)
+        x = x.to(device, dtype)
+        outputs = channels * multiplier
+        block = MultiBranchDWConv(channels, kernel, out_channels=outputs, stride=stride).to(device)
+        expected = _block_step(copy.deepcopy(block).double(), x.double(), 'plain')
+        on = dtype != torch.float32
+        with torch.autocast(device.type, dtype if on else torch.bfloat16, enabled=on):
+            found = _block_step(block, x, 'triton')
+        worst = largest(worst, compare(found, expected))
+    return worst, ROUNDING[dtype]
+
+
+def _block_step(block: nn.Module, x: Tensor, kernels: str) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    with use_kernels(kernels):
+        y = block(x)
+    (y * torch.linspace(-1, 1, y.numel()).to(y).view_as(y)).sum().backward()
+    gradients = [t.grad for t in (x, *block.parameters()) if t.grad is not None]
+    return [y.detach(), *gradients, *(b for b in block.buffers() if b.is_floating_point())]
+
+
+def training_graph(dtype: torch.dtype, device: torch.device) -> Found:
+    """Six passes, two to a step of the optimizer, replayed against eager; with drop path."""
+    if device.type != 'cuda':
+        raise NotRunError('graphs need a GPU')
+    states, said = [], list[str]()
+    for graphed in (False, True):
+        model: Any = small_network(device)
+        for module in model.modules():
+            if hasattr(module, 'drop_prob'):
+                module.drop_prob = 0.3
+        model.to(memory_format=torch.channels_last)
+        if graphed:
+            graph = TrainingGraph(model, said.append)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for number in range(6):
+            torch.manual_seed(number)
+            x = torch.rand(2, 3, 64, 64, device=device)
+            with torch.autocast('cuda', dtype, enabled=dtype != torch.float32):
+                loss = torch.stack([y.float().square().mean() for y in model(x)]).sum()
+            loss.backward()
+            if number % 2:
+                optimizer.step()
+                optimizer.zero_grad()
+        states.append([*model.parameters(), *model.buffers()])
+    if said or len(graph.graphs) != 1:
+        raise RuntimeError('; '.join(said) or 'nothing was captured')
+    return compare(*states), 1e-6
+
+
+def inference_graph(device: torch.device) -> Found:
+    """Maps of two shapes that come three times each, kept until all have been computed."""
+    if device.type != 'cuda':
+        raise NotRunError('graphs need a GPU')
+    said: list[str] = []
+    model = small_network(device).eval()
+    images = [torch.rand(1, 3, *size, device=device) for size in 3 * [(64, 64), (64, 96)]]
+    with torch.no_grad():
+        expected = [y for image in images for y in model(image)]
+        graph = InferenceGraphs(model, said.append)
+        found = [y for image in images for y in model(image)]
+    if said or len(graph.graphs) != 2:
+        raise RuntimeError('; '.join(said) or 'nothing was captured')
+    return compare(found, expected), 1e-6
 
 
 # Operators, compiler, export
@@ -522,6 +637,15 @@ def all_checks() -> dict[str, Check]:
         for dtype in (torch.float16, torch.bfloat16):
             name = f'mixed precision: {label}, {str(dtype).rpartition(".")[2]}'
             checks[name] = partial(mixed_precision, config, dtype)
+    for dtype in ROUNDING:
+        name = str(dtype).rpartition('.')[2]
+        for implementation in ('auto', 'triton'):
+            checks[f'kernels: {implementation}, {name}'] = partial(kernels, implementation, dtype)
+        checks[f'kernels: pair, {name}'] = partial(pair, dtype)
+    for dtype in (torch.float32, torch.bfloat16):
+        name = f'graphs: training, {str(dtype).rpartition(".")[2]}'
+        checks[name] = partial(training_graph, dtype)
+    checks['graphs: inference'] = inference_graph
     checks['with_cp: outputs, gradients, buffers'] = with_cp
     checks['DDP: one process, BN'] = partial(ddp, 'BN')
     checks['DDP: one process, SyncBN'] = partial(ddp, 'SyncBN')

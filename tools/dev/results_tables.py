@@ -1,7 +1,8 @@
-"""Write the tables of results in README.md and docs/families.md.
+"""Write the tables of results and of widths in README.md and in docs/.
 
-They are made of the metafiles and of the measurements in benchmarks/, and stand between a comment
-with the name of the table and a comment with its end; the rest of the pages is kept.
+They are made of the metafiles, of the measurements in benchmarks/ and of the backbones, and stand
+between a comment with the name of the table and a comment with its end; the rest of the pages is
+kept.
 """
 
 import json
@@ -14,7 +15,7 @@ from statistics import median
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ('README.md', 'docs/families.md')
+PAGES = ('README.md', 'docs/families.md', 'docs/backbone.md')
 #: Measurements for docs/families.md, as `mmffnet benchmark speed ... --out FOLDER` leaves them
 SPEED = {
     'speed of backbones': 'benchmarks/families_2threads',
@@ -108,8 +109,8 @@ def _variant(models: Sequence[dict]) -> tuple[str, ...]:
         if coco := found.get('COCO'):
             numbers = ' / '.join(str(coco[key]) for key in ('box AP', 'mask AP') if key in coco)
             cells['COCO'].append(f'{system} {SCHEDULES[meta["Epochs"]]} {numbers}')
-        if ade20k := found.get('ADE20K'):
-            cells['ADE20K'].append(f'{system} {ade20k["mIoU"]}')
+        if miou := found.get('ADE20K', {}).get('mIoU'):
+            cells['ADE20K'].append(f'{system} {miou}')
     return (*size, *('; '.join(cells[key]) or '-' for key in ('ImageNet-1k', 'COCO', 'ADE20K')))
 
 
@@ -143,11 +144,30 @@ def speed(folder: Path) -> str:
     return f'{title}\n\n{table(("network", *forms), rows)}'
 
 
+def in_channels() -> str:
+    """The widths of the maps of all variants, one row for those of a family that share them."""
+    from mmengine.registry import MODELS
+
+    import mmffnet
+
+    widths: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
+    for name in sorted(mmffnet.__all__, key=lambda name: name not in MODELS.module_dict):
+        for arch, settings in getattr(getattr(mmffnet, name), 'arch_settings', {}).items():
+            kind = name if name in MODELS.module_dict else f'mmffnet.{name}'
+            widths[kind, tuple(settings['channels'])].append(f'`{arch}`')
+    rows = [
+        (f'`{kind}`', ', '.join(archs), f'`{list(channels)}`')
+        for (kind, channels), archs in widths.items()
+    ]
+    return table(('`type`', '`arch`', '`in_channels`'), rows)
+
+
 def tables(root: Path = ROOT) -> dict[str, str]:
     collections, models = read(root)
     found = {
         'published results of FFNet': published(models),
         'published results of all families': families(collections, models),
+        'in_channels': in_channels(),
     }
     return found | {name: speed(root / folder) for name, folder in SPEED.items()}
 

@@ -1,7 +1,7 @@
-"""CAS-ViT-XS on ImageNet, 224x224: the published command, except its batches of several sizes.
+"""CAS-ViT-XS on ImageNet, 224x224: the published command, with a size of 160 to 320 for each batch.
 
-The official sampler draws a size between 160 and 320 pixels for each batch. The official weights
-must be fetched by hand; they have two heads, whose mean is taken while they are loaded.
+The official weights must be fetched by hand; they have two heads, whose mean is taken while they are
+loaded.
 """
 
 _base_ = [
@@ -16,8 +16,13 @@ model = dict(
     train_cfg=None,  # neither mixup nor CutMix
 )
 
-train_pipeline = [step for step in _base_.train_pipeline if step['type'] != 'RandomErasing']
-train_dataloader = dict(batch_size=128, drop_last=True, dataset=dict(pipeline=train_pipeline))
+load, crop, *augment = [s for s in _base_.train_pipeline if s['type'] != 'RandomErasing']
+train_pipeline = [load, dict(type='mmffnet.OfBatchSize', transform=crop), *augment]
+train_dataloader = dict(
+    batch_size=128,
+    batch_sampler=dict(type='mmffnet.MultiSizeBatchSampler', size=224),
+    dataset=dict(pipeline=train_pipeline),
+)
 
 optim_wrapper = dict(optimizer=dict(lr=6e-3), accumulative_counts=2)  # 8 GPUs x 128 x 2
 param_scheduler = [

@@ -1,9 +1,4 @@
-"""UPerNet with TransNeXt-Tiny on ADE20K, crop 512x512, 160k iterations: the official recipe.
-
-The published test with several scales is of whole pictures, for which the position bias is resized
-from 800 pixels (`model.backbone.img_size=800 model.test_cfg.mode=whole`) or extrapolated
-(`model.backbone.bias=extrapolate model.test_cfg.mode=whole`).
-"""
+"""UPerNet with TransNeXt-Tiny on ADE20K, crop 512x512, 160k iterations: the official recipe."""
 
 _base_ = [
     'mmseg::_base_/models/upernet_r50.py',
@@ -40,3 +35,9 @@ optim_wrapper = dict(
     ),
 )
 train_dataloader = dict(batch_size=2)  # x 8 GPUs
+
+# With several scales (`--tta`): multiples of 512 pixels, where mmseg's are multiples of each picture.
+load, augment = _base_.tta_pipeline
+ratios = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+resize = [dict(type='Resize', scale=(int(2048 * r), int(512 * r)), keep_ratio=True) for r in ratios]
+tta_pipeline = [load, dict(augment, transforms=[resize, *augment.transforms[1:]])]

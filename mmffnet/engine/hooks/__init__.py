@@ -5,7 +5,7 @@ from .exact_resume import ExactResumeHook
 from .finite_loss import FiniteLossHook
 from .pictures import ClsPicturesHook, SegPicturesHook
 from .safe_checkpoint import SafeCheckpointHook
-from .speed import ChannelsLastHook, CompileHook, FuseHook
+from .speed import ChannelsLastHook, CompileHook, CudaGraphHook, FuseHook
 from .strict_load import WholeCheckpointHook
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     'ChannelsLastHook',
     'ClsPicturesHook',
     'CompileHook',
+    'CudaGraphHook',
     'ExactResumeHook',
     'FiniteLossHook',
     'FuseHook',

@@ -1,13 +1,16 @@
 """Compilation, re-parameterisation and memory format of a runner's model."""
 
+import logging
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import nn
 
 from ...models import reparameterize
+from ...ops.graphs import InferenceGraphs, TrainingGraph, why_no_training_graph
 from ...registry import HOOKS
 
 
@@ -26,14 +29,49 @@ class CompileHook(Hook):
         self.kwargs = kwargs
 
     def before_run(self, runner: Runner) -> None:
-        model = runner.model
-        while not hasattr(model, 'backbone') and hasattr(model, 'module'):
-            model = model.module  # of DDP or test-time augmentation
-        parts = [getattr(model, name, None) for name in ('backbone', 'neck')]
-        if not isinstance(parts[0], nn.Module):
-            raise ValueError(f'{type(model).__name__} has no backbone that could be compiled')
-        for part in filter(None, parts):
+        for part in trunk(runner.model):
             part.compile(**self.kwargs)
+
+
+@HOOKS.register_module()
+class CudaGraphHook(Hook):
+    """Captures the training steps of backbone and neck as CUDA graphs, each for one shape.
+
+    What has no graph runs as usual, and a warning says why: on a CPU, in several processes, with
+    ``with_cp``, and inputs of other shapes than the first that comes twice.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        parts = trunk(runner.model)
+        why = next(filter(None, map(why_no_training_graph, parts)), None)
+        if why is not None:
+            _warn(f'--cuda-graphs: backbone and neck run without CUDA graphs: {why}')
+            return
+        for part in parts:
+            TrainingGraph(part, _warn)
+
+
+def replay_inference(model: nn.Module) -> None:
+    """Lets backbone and neck of a model answer with CUDA graphs where shapes come again."""
+    parts = trunk(model)
+    if not next(parts[0].parameters()).is_cuda:
+        _warn('backbone and neck run without CUDA graphs: they are not on a GPU')
+        return
+    for part in parts:
+        InferenceGraphs(part, _warn)
+
+
+def _warn(text: str) -> None:
+    print_log(text, 'current', logging.WARNING)
+
+
+def trunk(model: Any) -> list[nn.Module]:
+    """Backbone and neck, which have neither data samples nor losses in them."""
+    while not hasattr(model, 'backbone') and hasattr(model, 'module'):
+        model = model.module  # of DDP or test-time augmentation
+    if not isinstance(getattr(model, 'backbone', None), nn.Module):
+        raise ValueError(f'{type(model).__name__} has no backbone')
+    return [part for part in (model.backbone, getattr(model, 'neck', None)) if part is not None]
 
 
 @HOOKS.register_module()

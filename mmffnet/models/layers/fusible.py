@@ -8,7 +8,7 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...ops.depthwise import depthwise_pair
+from ...ops.depthwise import depthwise_norms
 from ..arch import check_odd
 from .depthwise import DepthwiseConv2d
 
@@ -43,6 +43,18 @@ class FusibleBlock(nn.Module):
     def folded(self) -> tuple[Tensor, Tensor, nn.Conv2d]:
         """Returns kernel and bias in float64, and a convolution to take all else from."""
         raise NotImplementedError(f'{type(self).__name__} must define folded()')
+
+    @torch.jit.unused
+    def _fused(self, x: Tensor) -> Tensor | None:
+        """The sum of the conv-norm branches, where kernels compute all of them at once."""
+        parts: list[Any] = [self] if isinstance(self, ConvNorm) else list(self.children())
+        if not all(isinstance(part, ConvNorm) for part in parts):
+            return None
+        if not isinstance(parts[0].conv, DepthwiseConv2d):
+            return None
+        if any(m._forward_hooks or m._forward_pre_hooks for m in self.modules() if m is not self):
+            return None
+        return depthwise_norms(x, [part.conv for part in parts], [part.norm for part in parts])
 
 
 class ConvNorm(FusibleBlock):
@@ -86,6 +98,10 @@ class ConvNorm(FusibleBlock):
         self.norm = build_norm(norm_cfg, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            fused = self._fused(x)
+            if fused is not None:
+                return fused
         return self.norm(self.conv(x))
 
     def folded(self) -> tuple[Tensor, Tensor, nn.Conv2d]:
@@ -194,8 +210,8 @@ class MultiBranchDWConv(FusibleBlock):
             self.add_module(name, branch)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and self.branches == 'pair':
-            fused = self._forward_pair(x)
+        if not torch.jit.is_scripting():
+            fused = self._fused(x)
             if fused is not None:
                 return fused
         y = self.large(x)  # type: ignore[operator]
@@ -203,14 +219,6 @@ class MultiBranchDWConv(FusibleBlock):
             if name != 'large':
                 y = y + branch(x)
         return y
-
-    @torch.jit.unused
-    def _forward_pair(self, x: Tensor) -> Tensor | None:
-        large: Any = self.large
-        small: Any = self.small
-        if any(m._forward_hooks or m._forward_pre_hooks for m in self.modules() if m is not self):
-            return None
-        return depthwise_pair(x, large.conv, large.norm, small.conv, small.norm)
 
     def folded(self) -> tuple[Tensor, Tensor, nn.Conv2d]:
         parts = [branch.folded() for branch in self.children()]  # type: ignore[operator]

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from ...registry import MODELS
+from ..arch import check_channels
 from ..layers import ConvNorm, DepthwiseConv2d, NormConv
 
 
@@ -54,6 +55,7 @@ class AdditiveAttention(nn.Module):
 
     def __init__(self, channels: int, norm: bool = False, norm_cfg: dict | None = None):
         super().__init__()
+        check_channels('AdditiveAttention', channels)
         self.qkv = (
             NormConv(channels, 3 * channels, norm_cfg=norm_cfg)
             if norm

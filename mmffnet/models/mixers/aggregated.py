@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ..arch import check_count, check_odd
+from ..arch import check_channels, check_count, check_odd
 from ..layers.norm import in_format_of
 from ..stage import is_traced
 from .conv_glu import PointwiseLinear
@@ -59,10 +59,9 @@ class _CosineQueries(nn.Module):
     ):
         super().__init__()
         kind = type(self).__name__
-        check_count(f'{kind}: channels', channels)
-        for name, number in dict(head_dim=head_dim, bias_size=bias_size).items():
-            if number is not None:
-                check_count(f'{kind}: {name}', number)
+        check_channels(kind, channels)
+        if bias_size is not None:
+            check_count(f'{kind}: bias_size', bias_size)
         check_count(f'{kind}: sr_ratio', sr_ratio)
         check_count(f'{kind}: chunk_size', chunk_size)
         if not isinstance(pretrain_size, int) or pretrain_size < 2:
@@ -72,11 +71,7 @@ class _CosineQueries(nn.Module):
         if head_dim is None:
             divisors = [d for d in range(1, channels + 1) if channels % d == 0]
             head_dim = min(divisors, key=lambda d: (abs(d - 24), -d))
-        if channels % head_dim:
-            raise ValueError(
-                f'{kind}: channels must be a multiple of head_dim, '
-                f'got channels={channels} and head_dim={head_dim}'
-            )
+        check_channels(kind, channels, head_dim=head_dim)
         self.heads = heads = channels // head_dim
         self.head_dim = head_dim
         self.chunk_size = chunk_size

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ..arch import check_count
+from ..arch import check_channels
 from ..layers import NormConv
 
 
@@ -23,12 +23,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, head_dim: int = 32, norm_cfg: dict | None = None):
         super().__init__()
-        check_count('SelfAttention: head_dim', head_dim)
-        if channels % head_dim:
-            raise ValueError(
-                f'SelfAttention: channels must be a multiple of head_dim, '
-                f'got channels={channels} and head_dim={head_dim}'
-            )
+        check_channels('SelfAttention', channels, head_dim=head_dim)
         self.head_dim = head_dim
         self.qkv = NormConv(channels, 3 * channels, norm_cfg=norm_cfg)
         self.project = nn.Conv2d(channels, channels, 1)

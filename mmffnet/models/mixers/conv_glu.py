@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ..arch import check_odd
+from ..arch import check_channels, check_odd
 from ..layers import DepthwiseConv2d
 from .build import build_act
 
@@ -43,6 +43,7 @@ class ConvGLU(nn.Module):
         act_cfg: dict | None = None,
     ):
         super().__init__()
+        check_channels('ConvGLU', channels)
         check_odd('ConvGLU: kernel_size', kernel_size)
         number = isinstance(expansion, int | float)
         hidden = int(2 * int(channels * expansion) / 3) if number else 0

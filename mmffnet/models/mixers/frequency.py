@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ..arch import check_count
+from ..arch import check_channels
 from .build import build_act
 
 
@@ -45,11 +45,11 @@ class AdaptiveFrequencyFilter(nn.Module):
         act_cfg: dict | None = None,
     ):
         super().__init__()
-        check_count('AdaptiveFrequencyFilter: num_blocks', num_blocks)
-        if channels % num_blocks:
+        check_channels('AdaptiveFrequencyFilter', channels, num_blocks=num_blocks)
+        if not isinstance(threshold, int | float) or threshold < 0:
             raise ValueError(
-                f'AdaptiveFrequencyFilter: channels must be a multiple of num_blocks, '
-                f'got channels={channels} and num_blocks={num_blocks}'
+                f'AdaptiveFrequencyFilter: threshold must be a number of at least 0, '
+                f'got {threshold!r}'
             )
         self.num_blocks, self.threshold, self.residual = num_blocks, threshold, residual
         size = channels // num_blocks

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ..arch import check_count, check_fraction
+from ..arch import check_channels, check_count, check_fraction
 from ..layers import ChannelLayerNorm
 from .build import build_act
 from .grid import average_cells, check_grid
@@ -44,6 +44,7 @@ class GatingMixer(nn.Module):
         act_cfg: dict | None = None,
     ):
         super().__init__()
+        check_channels('GatingMixer', channels)
         self.grid = check_grid('GatingMixer: grid', grid)
         hidden = 2 * channels if hidden_channels is None else hidden_channels
         check_count('GatingMixer: hidden_channels', hidden)

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ..arch import check_count
+from ..arch import check_channels, check_count
 from ..layers import ConvNorm
 from .build import build_act
 
@@ -39,6 +39,7 @@ class InvertedResidual(nn.Module):
         act_cfg: dict | None = None,
     ):
         super().__init__()
+        check_channels('InvertedResidual', channels)
         check_count('InvertedResidual: expansion', expansion)
         out_channels = out_channels or channels
         hidden = _multiple_of_8(channels * expansion)

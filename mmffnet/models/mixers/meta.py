@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ..arch import check_count, check_odd
+from ..arch import check_channels, check_count, check_odd
 from ..layers import ConvNorm, depthwise_conv
 from .build import build_act, build_mixer
 
@@ -96,6 +96,7 @@ class MetaMixer(nn.Module):
     ):
         super().__init__()
         kind = type(self).__name__
+        check_channels(kind, channels)
         self.channels = width = channels
         defaults: dict[str, Any] = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ..arch import check_count
+from ..arch import check_channels
 from ..layers import ChannelLayerNorm
 
 #: Runs that a shuffled map is cut into
@@ -51,13 +51,9 @@ class ShuffleMixer(nn.Module):
         norm: bool = True,
     ):
         super().__init__()
-        check_count('ShuffleMixer: num_heads', num_heads)
-        check_count('ShuffleMixer: groups', groups)
-        if channels % (groups * num_heads):
-            raise ValueError(
-                f'ShuffleMixer: channels must be a multiple of groups * num_heads, got '
-                f'channels={channels}, groups={groups} and num_heads={num_heads}'
-            )
+        check_channels('ShuffleMixer', channels, groups=groups, num_heads=num_heads)
+        if not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise ValueError(f'ShuffleMixer: seed must be an integer in [0, 2**32), got {seed!r}')
         self.channels, self.groups, self.seed = channels, groups, seed
         self.norm = ChannelLayerNorm(channels, eps=1e-6) if norm else nn.Identity()
         self.attentions = nn.ModuleList(

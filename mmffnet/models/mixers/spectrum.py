@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ..arch import check_count
+from ..arch import check_channels, check_count
 from ..layers import NormConv
 from .build import build_act
 from .grid import average_cells, check_grid
@@ -45,6 +45,7 @@ class SpectrumMixer(nn.Module):
         act_cfg: dict | None = None,
     ):
         super().__init__()
+        check_channels('SpectrumMixer', channels)
         check_count('SpectrumMixer: reduction', reduction)
         self.grid = check_grid('SpectrumMixer: grid', grid)
         hidden = max(channels // reduction, 1)

@@ -1,0 +1,5 @@
+"""UPerNet with TransNeXt-Base on ADE20K, tested with several scales (`--tta`): bias extrapolated."""
+
+_base_ = 'upernet_transnext-base_ade20k.py'
+
+model = dict(backbone=dict(bias='extrapolate'), test_cfg=dict(_delete_=True, mode='whole'))

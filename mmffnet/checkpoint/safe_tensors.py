@@ -1,0 +1,80 @@
+"""Checkpoints as safetensors: weights, and metadata as JSON in the header, but never code."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import DamagedCheckpointError, MissingPackageError
+
+
+def _import_safetensors(path: Path) -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise MissingPackageError(
+            f'{path} needs safetensors, which cannot be imported ({error}): `pip install '
+            'safetensors`'
+        ) from error
+    return safetensors
+
+
+def read_safetensors(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
+    """Reads a file of safetensors.
+
+    Args:
+        path (Path): The file.
+        map_location (optional): The device. Defaults to 'cpu'.
+
+    Returns:
+        dict: ``state_dict`` and ``meta`` if the file has our metadata, the tensors otherwise.
+    """
+    library = _import_safetensors(path)
+    try:
+        with library.safe_open(path, framework='pt') as file:
+            names = file.keys()
+            tensors = {name: file.get_tensor(name).to(map_location or 'cpu') for name in names}
+            header = file.metadata() or {}
+    except library.SafetensorError as error:
+        raise DamagedCheckpointError(f'cannot read {path}: it is damaged ({error})') from None
+    meta = None
+    with contextlib.suppress(ValueError):  # other programs may mean something else by it
+        meta = json.loads(header.get('meta', 'null'))
+    return dict(meta=meta, state_dict=tensors) if isinstance(meta, dict) else tensors
+
+
+def dump_safetensors(content: dict[str, Any], path: Path) -> bytes:
+    """Makes the content of a file of safetensors.
+
+    Of metadata, arrays become lists and what JSON does not know becomes text.
+
+    Args:
+        content (dict): ``state_dict`` and ``meta``, or tensors alone.
+        path (Path): Names the file in errors.
+
+    Raises:
+        ValueError: If something in the state is no tensor that such a file can hold.
+    """
+    library = _import_safetensors(path)
+    tensors: dict[str, torch.Tensor] = {}
+    places = set()
+    for name, value in content.get('state_dict', content).items():
+        dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
+        if not dense or value.is_meta or value.is_quantized:
+            raise ValueError(
+                f'{path} cannot hold {name}, which is no plain tensor: take a name that ends in '
+                '.pth'
+            )
+        tensor = value.detach().cpu().contiguous()
+        # two names of one tensor are two tensors in a file
+        place = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if place in places else tensor
+        places.add(place)
+    meta = json.dumps(content.get('meta') or {}, default=_plain, skipkeys=True, ensure_ascii=False)
+    return library.torch.save(tensors, {'format': 'pt', 'meta': meta})
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, 'tolist') else str(value)
