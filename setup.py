@@ -112,7 +112,7 @@ setup(
     ],
     python_requires='>=3.10',
     packages=find_packages(include=['mmffnet', 'mmffnet.*', 'mmffnet_cli']),
-    package_data={'mmffnet': ['py.typed']},
+    package_data={'mmffnet': ['py.typed', 'weights/*.pth']},
     py_modules=['mmffnet_ops_hook'],
     install_requires=REQUIRES,
     extras_require=EXTRAS,

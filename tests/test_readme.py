@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 
 import mmffnet
-from mmffnet.checkpoint import OFFICIAL_WEIGHTS
+from mmffnet.checkpoint import OFFICIAL_WEIGHTS, OWN_WEIGHTS
 
 block = partial(pages.block, 'README.md')
 
@@ -96,7 +96,7 @@ def test_table_of_variants():
     for arch, depths, params, macs, weights in rows:
         backbone = MODELS.build(dict(type='FFNet', arch=arch)).eval()
         assert ', '.join(map(str, backbone.depths)) == depths
-        assert set(re.findall(r'`(.*?)`', weights)) <= set(OFFICIAL_WEIGHTS)
+        assert set(re.findall(r'`(.*?)`', weights)) <= {*OFFICIAL_WEIGHTS, *OWN_WEIGHTS}
         for form in range(2):
             if form:
                 mmffnet.reparameterize(backbone)

@@ -36,4 +36,4 @@ def test_tour(tmp_path, monkeypatch):
     assert re.search(r"'bbox_mAP', '0[.]\d+'", text)
     pictures = [o for o in outputs if 'image/png' in o.get('data', {})]
     assert len(pictures) == 2
-    assert (tmp_path / 'work_dirs' / 'tour' / 'epoch_1.pth').is_file()
+    assert (tmp_path / 'work_dirs' / 'tour' / 'iter_1.pth').is_file()

@@ -2,6 +2,9 @@
 
 import logging
 import pickle
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,18 +12,22 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 
 from mmffnet.checkpoint import read_checkpoint
+from mmffnet.datasets import CLASSES
+from mmffnet.datasets.scenes import draw_portrait
 from mmffnet.engine import find_checkpoint, runner
+from mmffnet.inference import Inferencer
 from mmffnet.models.ffnet import FFNET_NAMES
 
 pytestmark = pytest.mark.slow
 
 pytest.importorskip('mmpretrain')
+TOOLS = Path(__file__).parents[1] / 'tools'
 CONFIG = 'classification/ffnet_nano_shapes.py'
 AVERAGE = dict(type='mmffnet.RawAndEMAHook', momentum=0.3, update_buffers=True)
 
 
 def options(root):
-    found = ['train_cfg.max_epochs=1', 'train_dataloader.batch_size=4', 'train_cfg.val_interval=1']
+    found = ['train_cfg.max_iters=3', 'train_dataloader.batch_size=4', 'train_cfg.val_interval=3']
     for part in ('train', 'val', 'test'):
         dataset = f'{part}_dataloader.dataset'
         found += [f'{dataset}.data_root={root}/shapes', f'{dataset}.shapes.train=12']
@@ -68,6 +75,28 @@ def test_the_tool_tests_own_and_official_checkpoints_plain_and_fused(trained):
     torch.save({'state_dict': renamed, 'epoch': 3}, trained / 'official.pth.tar')
     other = predict(trained, trained / 'official.pth.tar', 'official')[1]
     assert torch.equal(other, scores)
+
+
+def test_own_weights_are_such_a_checkpoint_in_half_precision(trained, tmp_path, monkeypatch):
+    path = find_checkpoint(trained / 'work')
+    monkeypatch.setattr(sys, 'argv', ['make_nano.py', path, str(tmp_path / 'nano.pth')])
+    runpy.run_path(str(TOOLS / 'dev' / 'make_nano.py'), run_name='__main__')
+    whole, half = read_checkpoint(path)['state_dict'], read_checkpoint(tmp_path / 'nano.pth')
+    assert half['meta']['dataset_meta']['classes'] == CLASSES and half['meta']['iterations'] == 3
+    for name, tensor in half['state_dict'].items():
+        assert torch.equal(tensor, whole[name].half())
+    found, _ = predict(trained, tmp_path / 'nano.pth', 'half')
+    assert found.keys() == predict(trained, path, 'own')[0].keys()
+
+
+def test_own_weights_know_the_shapes():
+    """Pictures that no training has seen."""
+    inferencer = Inferencer(CONFIG, 'mmffnet://ffnet-nano')
+    pictures = [draw_portrait(seed=7, split=3, index=i, size=96).image for i in range(40)]
+    # arrays are in the order B, G, R
+    found = [result.top()[0][0] for result in inferencer([p[..., ::-1] for p in pictures])]
+    right = sum(label == i % len(CLASSES) for i, label in enumerate(found))
+    assert right >= 36
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,12 @@ _base_ = [
 
 model = dict(
     backbone=dict(
-        _delete_=True, type='FFNet', arch='nano', out_indices=(1, 2, 3), drop_path_rate=0.0
+        _delete_=True,
+        type='FFNet',
+        arch='nano',
+        out_indices=(1, 2, 3),
+        drop_path_rate=0.0,
+        init_cfg=dict(type='Pretrained', checkpoint='mmffnet://ffnet-nano'),
     ),
     neck=dict(
         in_channels=[64, 128, 256],

@@ -11,11 +11,19 @@ from .load import (
     official_url,
     translate_state_dict,
 )
-from .names import OFFICIAL_WEIGHTS, NameMap, OfficialFile, add_family, find_networks
+from .names import (
+    OFFICIAL_WEIGHTS,
+    OWN_WEIGHTS,
+    NameMap,
+    OfficialFile,
+    add_family,
+    find_networks,
+)
 
 __all__ = [
     'HUB',
     'OFFICIAL_WEIGHTS',
+    'OWN_WEIGHTS',
     'SCHEME',
     'NameMap',
     'OfficialFile',

@@ -10,18 +10,19 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .names import OFFICIAL_WEIGHTS, NameMap, find_networks
+from .names import OFFICIAL_WEIGHTS, OWN_WEIGHTS, NameMap, find_networks
 
 SCHEME = 'mmffnet://'
 
 
 def official_url(name: str) -> str:
-    """Returns the download address of an official checkpoint, given its short name."""
+    """Returns the address of a checkpoint by its short name: an URL, or a file of the package."""
     name = name.removeprefix(SCHEME)
+    if name in OWN_WEIGHTS:
+        return str(OWN_WEIGHTS[name])
     if name not in OFFICIAL_WEIGHTS:
-        raise ValueError(
-            f'no official checkpoint is called {name!r}; there are {", ".join(OFFICIAL_WEIGHTS)}'
-        )
+        names = ', '.join([*OFFICIAL_WEIGHTS, *OWN_WEIGHTS])
+        raise ValueError(f'no checkpoint is called {name!r}; there are {names}')
     file = OFFICIAL_WEIGHTS[name]
     if file.by_hand:
         raise ValueError(

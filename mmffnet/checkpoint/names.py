@@ -6,6 +6,8 @@ A family brings both: :func:`add_family` makes them known to the checkpoint tool
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 
 #: '{2*i-1}' in a template: a factor, the letter of a number, a summand
 _FIELD = re.compile(r'\{(?:(\d+)\*)?([a-z])([+-]\d+)?\}')
@@ -131,21 +133,30 @@ class OfficialFile:
 
 #: Official checkpoints by short name (``mmffnet://ffnet2-distilled``)
 OFFICIAL_WEIGHTS: dict[str, OfficialFile] = {}
+#: Checkpoints that come with the package, by short name (``mmffnet://ffnet-nano``)
+OWN_WEIGHTS: dict[str, Path] = {}
 _NETWORKS: list[NameMap] = []
 
 
-def add_family(*names: NameMap, weights: Mapping[str, OfficialFile]) -> None:
+def add_family(
+    *names: NameMap,
+    weights: Mapping[str, OfficialFile],
+    own_weights: Mapping[str, Path] = MappingProxyType({}),
+) -> None:
     """Makes a family's names and files known.
 
     Args:
         *names (NameMap): The names of its networks.
         weights (dict[str, OfficialFile]): Its official checkpoints by short name,
             ``<family>-<arch>...``.
+        own_weights (dict[str, Path]): Those that come with the package. Defaults to {}.
     """
-    if twice := sorted(set(weights) & set(OFFICIAL_WEIGHTS)):
+    known = {*OFFICIAL_WEIGHTS, *OWN_WEIGHTS}
+    if twice := sorted(known.intersection([*weights, *own_weights])):
         raise ValueError(f'weights: there are checkpoints of these names already: {twice}')
     _NETWORKS.extend(names)
     OFFICIAL_WEIGHTS.update(weights)
+    OWN_WEIGHTS.update(own_weights)
 
 
 def find_networks(keys: Iterable[str], official: bool) -> dict[str, NameMap]:

@@ -223,9 +223,7 @@ def build_runner(cfg: Config) -> Runner:
     """
     if cfg.get('launcher', 'none') != 'none' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
-    hooks = cfg.get('custom_hooks') or []
-    channels_last = any(_is_hook(cfg, hook, ChannelsLastHook) for hook in hooks)
-    kind = _ChannelsLast if channels_last else Runner
+    kind = _ChannelsLast if keeps_channels_last(cfg) else Runner
     build = RUNNERS.build if 'runner_type' in cfg else kind.from_cfg
     try:
         runner = build(cfg)
@@ -360,6 +358,11 @@ def _is_hook(cfg: Config, hook: Any, base: type) -> bool:
     """Whether this is a hook of the class ``base``, or one that somebody has made of it."""
     found = _hook_class(cfg, hook)
     return isinstance(found, type) and issubclass(found, base)
+
+
+def keeps_channels_last(cfg: Config) -> bool:
+    """Whether a hook of the config sets the memory format channels_last."""
+    return any(_is_hook(cfg, hook, ChannelsLastHook) for hook in cfg.get('custom_hooks') or [])
 
 
 def _averages(cfg: Config, hook: Any) -> bool:

@@ -1,21 +1,13 @@
 """From a folder of labelled pictures to a trained model."""
 
-import statistics
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
-
-import torch
-from mmengine.device import get_device
-from mmengine.optim import build_optim_wrapper
-from mmengine.runner import Runner
 
 from mmffnet.benchmark.page import list_items, write_html, write_report
 from mmffnet.checkpoint import read_checkpoint, save_atomically
 from mmffnet.engine import runner
-from mmffnet.engine.models import build_model, scope_of
+from mmffnet.engine.measure import measure_step
 from mmffnet.engine.resume import find_checkpoint
 from mmffnet.errors import UsageError
 from mmffnet.inference.tiles import Tiling
@@ -96,7 +88,8 @@ def finetune(
         recipe.epochs = epochs or recipe.epochs
         write_config(recipe, data, files, config)
         if minutes and not epochs:
-            fit_epochs(recipe, data, minutes, _measure(config))
+            step = measure_step(runner.read_config(str(config)))
+            fit_epochs(recipe, data, minutes, step)
             write_config(recipe, data, files, config)
         parts = [report.as_html(), list_items('Settings', recipe.reasons)]
         write_html(folder / 'data.html', f'{data.root.resolve().name}: data', parts)
@@ -106,24 +99,6 @@ def finetune(
         raise UsageError(f'cannot write to {folder}: {error}') from error
     say('\n- '.join(['Settings\n', *recipe.reasons]) + f'\n\nconfig: {config}')
     return None if dry_run else _train(config, folder, resume, say)
-
-
-def _measure(config: Path) -> float:
-    """Seconds of a training step here, without the first ones."""
-    cfg = runner.read_config(str(config))
-    model = build_model(cfg, get_device()).train()
-    with scope_of(cfg):
-        optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
-        loader = Runner.build_dataloader(cfg.train_dataloader)
-    times = []
-    start = time.perf_counter()
-    for batch in islice(iter(loader), 6):
-        model.train_step(batch, optimizer)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-        start = time.perf_counter()
-    return statistics.median(times[1:] or times)
 
 
 def _train(config: Path, folder: Path, resume: bool, say: Callable[[str], None]) -> Path:

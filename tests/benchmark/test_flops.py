@@ -59,7 +59,7 @@ def test_two_stages():
     assert set(top) == {'backbone', 'neck', 'rpn_head', 'roi_head'}
     assert sum(top.values()) == trained.macs
     # 50 proposals, two fully connected layers and two outputs
-    assert trained.parts['roi_head.bbox_head'] == 50 * (64 * 49 * 256 + 256 * 256 + 256 * 26)
+    assert trained.parts['roi_head.bbox_head'] == 50 * (48 * 49 * 256 + 256 * 256 + 256 * 10)
     assert fused.macs < trained.macs and fused.parameters < trained.parameters
     text = describe('mask', (64, 96), trained, fused, depth=1)
     assert '64 x 96' in text and 'roi_head ' in text and 'roi_head.' not in text

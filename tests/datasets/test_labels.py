@@ -309,7 +309,7 @@ def test_by_name_in_a_pipeline_without_the_tools(make):
 def training(folder, dataset):
     """The runner that tools/train.py makes of the nano Semantic FPN with these data."""
     cfg = read_config('segmentation/semfpn_nano_shapes.py', (), str(folder.root / 'work'))
-    cfg.train_dataloader = dict(cfg.train_dataloader, batch_size=2, dataset=dataset)
+    cfg.train_dataloader = dict(cfg.train_dataloader, batch_size=2, num_workers=0, dataset=dataset)
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1)

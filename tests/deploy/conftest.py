@@ -88,8 +88,8 @@ def _maskrcnn() -> Config:
     cfg.model.rpn_head.update(in_channels=16, feat_channels=16)
     head = cfg.model.roi_head
     head.bbox_roi_extractor.out_channels = head.mask_roi_extractor.out_channels = 16
-    head.bbox_head.update(in_channels=16, fc_out_channels=32)
-    head.mask_head.update(in_channels=16, conv_out_channels=16, num_convs=1)
+    head.bbox_head.update(in_channels=16, fc_out_channels=32, reg_class_agnostic=False)
+    head.mask_head.update(in_channels=16, conv_out_channels=16, num_convs=1, class_agnostic=False)
     return cfg
 
 

@@ -16,7 +16,7 @@ def test_documented_examples(models, pictures, tmp_path, monkeypatch, capsys):
     config, checkpoint = models('detection')
     assert config in blocks['python']
     monkeypatch.chdir(tmp_path)
-    shutil.copy(checkpoint, 'epoch_10.pth')
+    shutil.copy(checkpoint, 'demo.pth')
     shutil.copy(pictures[0], 'picture.png')
     shutil.copytree(pictures[0].parent, 'photos')
     make_video(Path('clip.mp4'), frames=2)

@@ -42,8 +42,9 @@ ROUNDS = 15
 
 def build(name: str, seed: int, args: argparse.Namespace) -> Any:
     """The runner of one training."""
-    options = [f'randomness.seed={seed}', f'train_cfg.max_epochs={args.epochs}']
-    options += [f'param_scheduler.1.T_max={args.epochs}', f'train_cfg.val_interval={args.epochs}']
+    options = [f'randomness.seed={seed}', 'model.backbone.init_cfg=None']
+    steps = args.epochs * args.pictures // 8
+    options += [f'train_cfg.max_iters={steps}', f'train_cfg.val_interval={steps}']
     data = args.work_dir / 'data'
     for part in ('train', 'val'):
         dataset = f'{part}_dataloader.dataset'

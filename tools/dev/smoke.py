@@ -35,16 +35,17 @@ def check(condition: object, problem: str) -> None:
         raise RuntimeError(problem)
 
 
-def train(config: str, length: str, resume: str | None = None):
+def train(config: str, steps: int, resume: str | None = None):
     """Do what tools/train.py does, with few pictures, below the current folder."""
     from mmffnet.engine import runner
 
-    options = [f'train_cfg.{length}', 'train_cfg.val_interval=1', 'train_dataloader.batch_size=2']
+    options = [f'train_cfg.max_iters={steps}', 'train_cfg.val_interval=1']
+    options += ['train_dataloader.batch_size=2', 'default_hooks.checkpoint.interval=1']
     for part in ('train', 'val', 'test'):
         shapes = f'{part}_dataloader.dataset.shapes'
         options += [f'{shapes}.train=2', f'{shapes}.val=2']
     cfg = runner.read_config(config, options, 'work')
-    cfg.experiment_name = f'{Path.cwd().name} {length}'
+    cfg.experiment_name = f'{Path.cwd().name} {steps}'
     cfg.visualizer.name = cfg.experiment_name  # mmengine would take an earlier one of that name
     built = runner.build_runner(runner.train_config(cfg, resume))
     runner.run(built, 'train')
@@ -97,23 +98,23 @@ def every_config_builds() -> None:
 
 @step
 def detector_trains() -> None:
-    check_losses(train(DETECTION, 'max_epochs=1'), 1)
+    check_losses(train(DETECTION, 1), 1)
 
 
 @step
 def segmentor_trains() -> None:
-    check_losses(train(SEGMENTATION, 'max_iters=1'), 1)
+    check_losses(train(SEGMENTATION, 1), 1)
 
 
 @step
 def classifier_trains() -> None:
-    check_losses(train(CLASSIFICATION, 'max_epochs=1'), 1)
+    check_losses(train(CLASSIFICATION, 1), 1)
 
 
 @step
 def training_resumes() -> None:
-    first = train(DETECTION, 'max_epochs=1')
-    second = train(DETECTION, 'max_epochs=2', resume='auto')
+    first = train(DETECTION, 1)
+    second = train(DETECTION, 2, resume='auto')
     check_losses(second, 2)
     losses = [run.message_hub.get_scalar('train/loss').data[0][0] for run in (first, second)]
     check(losses[0] == losses[1], f'the first loss became another: {losses}')

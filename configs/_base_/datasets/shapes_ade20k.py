@@ -1,5 +1,7 @@
 """The synthetic shapes in ADE20K's format."""
 
+_base_ = './shapes.py'
+
 custom_imports = dict(
     imports=['mmffnet', 'mmffnet.datasets.shapes_seg'], allow_failed_imports=False
 )
@@ -14,8 +16,6 @@ train_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=16,
-    num_workers=0,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type='ShapesSegDataset',
         data_root=data_root,
@@ -25,9 +25,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='ShapesSegDataset',
         data_root=data_root,

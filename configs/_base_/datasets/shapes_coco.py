@@ -1,5 +1,7 @@
 """The synthetic shapes in COCO format."""
 
+_base_ = './shapes.py'
+
 custom_imports = dict(
     imports=['mmffnet', 'mmffnet.datasets.shapes_det'], allow_failed_imports=False
 )
@@ -20,8 +22,6 @@ resize = dict(type='Resize', scale_factor=1.0)  # says that the scale is 1
 test_pipeline = [*load, resize, dict(type='PackDetInputs', meta_keys=keys)]
 train_dataloader = dict(
     batch_size=8,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(
         type='ShapesDetDataset',
@@ -34,9 +34,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='ShapesDetDataset',
         data_root=data_root,

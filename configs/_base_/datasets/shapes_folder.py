@@ -1,5 +1,7 @@
 """The synthetic shapes with a label each."""
 
+_base_ = './shapes.py'
+
 custom_imports = dict(
     imports=['mmffnet', 'mmffnet.datasets.shapes_cls'], allow_failed_imports=False
 )
@@ -20,8 +22,6 @@ train_pipeline = [
 ]
 train_dataloader = dict(
     batch_size=32,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='ShapesClsDataset',
         data_root=data_root,
@@ -31,8 +31,6 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     batch_size=32,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='ShapesClsDataset',
         data_root=data_root,

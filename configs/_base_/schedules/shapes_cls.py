@@ -2,11 +2,7 @@
 
 _base_ = ['mmpretrain::_base_/default_runtime.py', './shapes.py']
 
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=8, val_interval=2)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=60),
-    dict(type='CosineAnnealingLR', T_max=8, by_epoch=True, convert_to_iter_based=True),
-]
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=2, max_keep_ckpts=2))
+default_hooks = dict(logger=_base_.logger, checkpoint=_base_.checkpoint)
+log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)
 auto_scale_lr = dict(enable=False, base_batch_size=32)
