@@ -13,7 +13,7 @@ model = dict(
         type='FFNet',
         arch='nano',
         drop_path_rate=0.0,
-        frozen_stages=2,  # the stem and the first stage: a third of a step
+        frozen_stages=2,  # the stem and the first stage
         init_cfg=dict(type='Pretrained', checkpoint='mmffnet://ffnet-nano'),
     ),
     neck=dict(

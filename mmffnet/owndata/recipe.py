@@ -54,7 +54,8 @@ def choose(
         reasons.append(f'backbone {arch}: the training runs on {device}, with {count} pictures')
     if weights is None and arch != 'nano':
         weights = f'mmffnet://{arch}-{"384" if arch == "ffnet4" else "distilled"}'
-    reasons.append(f'starts from {weights or "random weights: there are none for nano"}')
+    none = 'random weights: mmffnet://ffnet-nano has seen drawn shapes alone'
+    reasons.append(f'starts from {weights or none}')
     if size is None:
         size, why = _choose_size(data, task, device)
         reasons.append(f'pictures of {size}: {why}')
