@@ -41,6 +41,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     options = vars(args)
     root = options.pop('data')
     out = options.pop('out') or f'work_dirs/finetune_{Path(root).resolve().name}'
+    if args.resume:
+        given = [key for key in options if options[key] != parser.get_default(key)]
+        given.remove('resume')
+        if given:
+            names = ', '.join(f'--{name.replace("_", "-")}' for name in given)
+            parser.error(f'--resume goes on as before, by the config in {out}: leave out {names}')
     if min(args.minutes, args.epochs or 1, args.size or 1) <= 0:
         parser.error('--minutes, --epochs and --size must be more than 0')
     try:

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,18 +99,21 @@ def write_report(config: str, checkpoint: str, page: str | Path, device: str | N
     report = page.with_name('data.html')
     data = report.read_text(encoding='utf-8') if report.is_file() else ''
     data = data.partition('</h1>')[2].replace('</body></html>', '')
-    logs = sorted(Path(checkpoint).parent.glob('*/vis_data/scalars.json'))
+    folder = Path(checkpoint).parent
+    logs = sorted(folder.glob('*/vis_data/scalars.json'))
+    logs = logs or sorted(folder.glob('training/*/vis_data/scalars.json'))
     tiles = read_config(config).get('tiles')
     cut = f' --tiles {tiles}' if tiles else ''
+    model, shown = shlex.join([config, checkpoint]), shlex.quote(str(page))
     commands = (
-        f'mmffnet train {config}\n'
-        f'mmffnet report {config} {checkpoint} --out {page}\n'
-        f'mmffnet infer {config} {checkpoint} PICTURES{cut} --out-dir predictions\n'
-        f'mmffnet export {config} {checkpoint} --format onnx'
+        f'mmffnet train {shlex.quote(config)}\n'
+        f'mmffnet report {model} --out {shown}\n'
+        f'mmffnet infer {model} PICTURES{cut} --out-dir predictions\n'
+        f'mmffnet export {model} --format onnx'
     )
     name = Path(config).stem if Path(config).stem != 'config' else page.resolve().parent.name
     try:
-        write_page(page, f'{name}: results', results, commands, logs[-1] if logs else None, data)
+        write_page(page, f'{name}: results', results, commands, logs, data)
     except OSError as error:
         raise UsageError(f'cannot write {page}: {error}') from error
     return page
@@ -120,10 +124,10 @@ def write_page(
     title: str,
     results: Results,
     commands: str,
-    scalars: Path | None = None,
+    scalars: Sequence[Path] = (),
     data: str = '',
 ) -> None:
-    """Write the page, and beside it all numbers as JSON; ``scalars`` is mmengine's log."""
+    """Write the page, and beside it all numbers as JSON; ``scalars`` are mmengine's logs."""
     tiles = {name: f'{value:.3f}' for name, value in results.summary.items()} | results.facts
     parts = ['<div class="tiles">']
     parts += [f'<div class="tile"><b>{html.escape(v)}</b>{k}</div>' for k, v in tiles.items()]
@@ -142,7 +146,7 @@ def write_page(
         parts += ['<h2>Precision and recall</h2>', _draw_precision(results)]
     parts += ['<h2>What is taken for what</h2>', _confusion(results)]
     parts += ['<p>A row for each true class, a column for what was predicted.</p>']
-    if scalars is not None:
+    if scalars:
         parts += ['<h2>Training</h2>', _draw_training(scalars)]
     for heading, examples in results.examples.items():
         parts.append(f'<h2>{heading}</h2><p>Truth left, prediction right.</p>')
@@ -227,10 +231,11 @@ def _draw_precision(results: Results) -> str:
     return text + _svg(left, right)
 
 
-def _draw_training(scalars: Path) -> str:
+def _draw_training(scalars: Sequence[Path]) -> str:
     """Loss of the training and metrics of the tests, over the steps."""
-    lines = [json.loads(line) for line in scalars.read_text(encoding='utf-8').splitlines()]
-    losses = [(line['step'], line['loss']) for line in lines if 'loss' in line]
+    texts = [log.read_text(encoding='utf-8') for log in scalars]  # one for each time it was resumed
+    lines = [json.loads(line) for text in texts for line in text.splitlines()]
+    losses = sorted({line['step']: line['loss'] for line in lines if 'loss' in line}.items())
     left, axes = _chart('step', 'loss')
     if losses:
         axes.plot(*zip(*losses, strict=True), lw=1.2)
@@ -239,7 +244,7 @@ def _draw_training(scalars: Path) -> str:
     right, axes = _chart('epoch', 'validation')
     wanted = ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'mIoU', 'top1')
     for key in sorted({key for line in tests for key in line if key.endswith(wanted)}):
-        points = [(line['step'], line[key]) for line in tests if key in line]
+        points = sorted({line['step']: line[key] for line in tests if key in line}.items())
         axes.plot(*zip(*points, strict=True), marker='o', ms=4, label=key.rpartition('/')[2])
         axes.legend(frameon=False, fontsize=8)
     axes.set_ylim(0, None)

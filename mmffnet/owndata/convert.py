@@ -24,6 +24,11 @@ def split_pictures(data: OwnData, group_by: str | None = None) -> str:
     names, so that it is the same in each call and for more pictures later on; pictures in whose
     names ``group_by``, a regular expression, matches the same (first group) stay together.
     """
+    if not data.pictures:
+        raise UsageError(f'{data.root}: {data.remarks[-1]}')
+    if data.part('val') and not data.part('train'):
+        for picture in data.pictures:
+            picture.split = picture.split or 'train'
     there = Counter(picture.split for picture in data.pictures)
     if there['train'] and (there['val'] or there['test']):
         text = f'the split of the data: {there["train"]} pictures to train, '

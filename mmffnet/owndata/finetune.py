@@ -59,6 +59,8 @@ def finetune(
             raise UsageError(f'there is no training to resume: {config} does not exist')
         return _train(config, folder, resume, say)
     tiling = None if tiles is None else Tiling(tiles)
+    if weights is not None:
+        runner.check_checkpoint(weights)
     if config.exists():
         raise UsageError(f'{config} exists: train with it by --resume, or choose another --out')
     data = read_own_data(root, format)
@@ -93,10 +95,12 @@ def finetune(
             write_config(recipe, data, files, config)
         parts = [report.as_html(), list_items('Settings', recipe.reasons)]
         write_html(folder / 'data.html', f'{data.root.resolve().name}: data', parts)
-    except OSError as error:
-        if config.is_file():
+    except BaseException as error:
+        if config.is_file():  # what is not finished would be taken for a training
             config.unlink()
-        raise UsageError(f'cannot write to {folder}: {error}') from error
+        if isinstance(error, OSError):
+            raise UsageError(f'cannot write to {folder}: {error}') from error
+        raise
     say('\n- '.join(['Settings\n', *recipe.reasons]) + f'\n\nconfig: {config}')
     return None if dry_run else _train(config, folder, resume, say)
 

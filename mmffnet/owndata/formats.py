@@ -28,6 +28,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 _SPLITS = {'train': 'train training', 'val': 'val valid validation dev', 'test': 'test testing'}
 _MASK_FOLDERS = ('annotations', 'gt', 'labels', 'mask', 'masks', 'segmentationclass')
+_PICTURE_FOLDERS = ('image', 'images', 'img', 'imgs', 'jpegimages', 'photos', 'pictures')
 _MASK_FILES = ('.bmp', '.png', '.tif', '.tiff')
 _CLASS_FILES = ('classes.txt', 'labels.txt', 'class_names.txt', 'obj.names')
 _MASK_WORD = re.compile(r'[_\-.](mask|label|labels|seg)$', re.IGNORECASE)
@@ -148,7 +149,7 @@ def read_own_data(root: str | Path, format: str | None = None) -> OwnData:
         root (str | Path): The folder.
         format (str, optional): One of :data:`FORMATS`. Defaults to None, which looks for it.
     """
-    root = Path(root).expanduser()
+    root = Path(root).expanduser().resolve()
     if not root.is_dir():
         raise UsageError(f"the data folder '{root}' does not exist")
     folder = Folder(root)
@@ -191,6 +192,10 @@ def _reading(where: Any, what: str) -> Iterator[None]:
         raise UsageError(f'{where} cannot be read as {what}: {describe_error(error)}') from error
 
 
+def _left_out(what: str, paths: Collection[Path]) -> str:
+    return f'{what} are left out ({len(paths)}): {shorten([path.name for path in paths])}'
+
+
 def shorten(names: Collection[str]) -> str:
     return ', '.join([*names][:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
@@ -226,9 +231,12 @@ def _read_objects(
         remarks.append(f'labels are for pictures that {fault} ({len(found)}): {shorten(found)}')
     if not entries:
         return None
+    others = [path for path in folder.pictures if not _is_mask(path.relative_to(folder.root))]
+    others = [path for path in others if path not in pictures]
     if rest and pictures:
-        others = (path for path in folder.pictures if not _is_mask(path.relative_to(folder.root)))
-        pictures = {path: Picture(path) for path in others} | pictures
+        pictures |= {path: Picture(path) for path in others}
+    elif others:
+        remarks.append(_left_out('pictures that no label is for', others))
     if not classes:
         classes = sorted({name for picture in pictures.values() for name in picture.classes})
     things = [thing for p in pictures.values() for thing in p.objects if not thing['iscrowd']]
@@ -297,7 +305,7 @@ def _read_labelme(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
 def _labelme_thing(
     label: str, points: list, shape_type: str = 'polygon', **_: Any
 ) -> dict[str, Any]:
-    corners = np.array(points, float).reshape(-1, 2)
+    label, corners = str(label), np.array(points, float).reshape(-1, 2)
     if shape_type == 'rectangle' and len(points) == 2:
         return _thing(label, _box(corners))
     if shape_type == 'circle' and len(points) == 2:  # its centre, and a point on it
@@ -317,6 +325,8 @@ def _read_yolo(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
                 break
     else:
         return
+    if 'kpt_shape' in content:
+        raise UsageError(f'{path} is for key points: boxes or outlines can be trained')
     names = content['names']
     ordered = [names[key] for key in sorted(names)] if isinstance(names, dict) else names
     classes += map(str, ordered)
@@ -367,7 +377,7 @@ def _yolo_things(path: Path, size: tuple[int, int], classes: list[str]) -> list[
 
 def _read_voc(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
     splits = {
-        line.split()[0]: path.stem
+        re.sub(r'\s+-?[01]$', '', line.strip()): path.stem
         for path in folder.endings('.txt')
         if path.parent.name == 'Main' and path.stem in _SPLITS
         for line in path.read_text(encoding='utf-8').splitlines()
@@ -401,17 +411,23 @@ def _is_mask(path: Path) -> bool:
 
 
 def _read_masks(folder: Folder) -> OwnData | None:
-    masks: dict[tuple, Path] = {}
-    others: dict[tuple, Path] = {}
+    masks: dict[tuple, list[Path]] = {}
+    others: dict[tuple, list[Path]] = {}
     for path in folder.pictures:
         is_mask = _is_mask(path.relative_to(folder.root))
         stem = _MASK_WORD.sub('', path.stem) if is_mask else path.stem
-        (masks if is_mask else others)[folder.split_of(path), stem] = path
-    pairs = [(path, masks[key]) for key, path in others.items() if key in masks]
+        (masks if is_mask else others).setdefault((folder.split_of(path), stem), []).append(path)
+    pairs = [
+        pair for key, paths in others.items() for pair in _pair(folder, paths, masks.get(key, []))
+    ]
     if not pairs:
         return None
     values = [set(np.unique(read_mask(mask)).tolist()) for _, mask in pairs]
     remarks: list[str] = []
+    used = {path for pair in pairs for path in pair}
+    for what, lists in (('pictures without a mask', others), ('masks without a picture', masks)):
+        if alone := [path for paths in lists.values() for path in paths if path not in used]:
+            remarks.append(_left_out(what, alone))
     classes, mapping = _name_values(folder.root, set().union(*values), remarks)
     pictures = []
     for (path, mask), mine in zip(pairs, values, strict=True):
@@ -420,11 +436,26 @@ def _read_masks(folder: Folder) -> OwnData | None:
     return OwnData(folder.root, 'masks', 'seg', classes, pictures, remarks, mapping)
 
 
+def _pair(folder: Folder, paths: list[Path], masks: list[Path]) -> list[tuple[Path, Path]]:
+    """Pictures and masks of one name; if these are several, by their folders."""
+    if len(paths) == len(masks) == 1:
+        return [(paths[0], masks[0])]
+
+    def place(path: Path) -> tuple[str, ...]:
+        names = path.relative_to(folder.root).parts[:-1]
+        return tuple(n for n in names if n.lower() not in (*_MASK_FOLDERS, *_PICTURE_FOLDERS))
+
+    places = {place(mask): mask for mask in masks}
+    return [(path, places[place(path)]) for path in paths if place(path) in places]
+
+
 def _name_values(
     root: Path, values: set[int], remarks: list[str]
 ) -> tuple[list[str], dict[int, int]]:
     """The names of the classes, and the class of each value or colour."""
     names = _class_list(root)
+    if len(names) == 1 and (values <= {0, 1} or values <= {0, _IGNORED}):
+        names = {0: 'background', 1: next(iter(names.values()))}
     classes = list(names.values())
     colours = {f'#{v - _COLOUR if v >= _COLOUR else v * 0x10101:06x}': v for v in values}
     numbers = sorted(values - {_IGNORED})
@@ -492,7 +523,13 @@ def _read_folders(folder: Folder) -> OwnData | None:
         if names:
             pictures.append(Picture(path, label=names[-1]))
     classes = sorted({str(picture.label) for picture in pictures})
-    return OwnData(folder.root, 'folders', 'cls', classes, pictures) if len(classes) > 1 else None
+    labelled = {picture.path for picture in pictures}
+    remarks = []
+    if others := [path for path in folder.pictures if path not in labelled]:
+        remarks.append(_left_out('pictures that are in no folder of a class', others))
+    if len(classes) < 2:
+        return None
+    return OwnData(folder.root, 'folders', 'cls', classes, pictures, remarks)
 
 
 _READERS: dict[str, Callable[[Folder], OwnData | None]] = {

@@ -83,11 +83,11 @@ def test_pretrained_weights_freeze_the_stem(tmp_path):
     cfg = Config.fromfile(tmp_path / 'a' / 'config.py')
     assert cfg.model.backbone.frozen_stages == 2  # there are few pictures
     assert cfg.model.backbone.init_cfg.checkpoint == 'mmffnet://ffnet1-distilled'
-    finetune(
-        str(root), str(tmp_path / 'b'), weights='mine.pth', dry_run=True, say=lambda text: None
-    )
+    (tmp_path / 'mine.pth').touch()
+    mine = str(tmp_path / 'mine.pth')
+    finetune(str(root), str(tmp_path / 'b'), weights=mine, dry_run=True, say=lambda text: None)
     cfg = Config.fromfile(tmp_path / 'b' / 'config.py')
-    assert cfg.model.backbone.init_cfg.checkpoint == 'mine.pth'
+    assert cfg.model.backbone.init_cfg.checkpoint == mine
 
 
 def test_boxes_of_outlines(tmp_path):
@@ -127,6 +127,17 @@ def test_no_space_left(tmp_path):
             finetune(str(root), str(out), dry_run=True, say=lambda text: None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (out / 'config.py').exists()
+
+
+def test_interrupted_before_the_training(tmp_path, monkeypatch):
+    def interrupt(cfg):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('mmffnet.owndata.finetune.measure_step', interrupt)
+    root, out = labelled.write_coco(tmp_path / 'data'), tmp_path / 'out'
+    with pytest.raises(KeyboardInterrupt):
+        finetune(str(root), str(out), minutes=1, say=lambda text: None)
     assert not (out / 'config.py').exists()
 
 

@@ -283,6 +283,63 @@ def test_labels_without_pictures(tmp_path):
     assert any('a1.jpg (a1.json)' in text for text in data.remarks)
 
 
+@pytest.mark.parametrize('value', [1, 255])
+def test_one_class_in_masks(tmp_path, value):
+    """What is none of it is a class, too: there would be nothing to tell it from."""
+    picture = labelled.draw('a1')
+    labelled.save(tmp_path / 'images' / 'a.jpg', picture)
+    labelled.save(
+        tmp_path / 'masks' / 'a.png', np.where(picture[..., 2] > 200, value, 0).astype(np.uint8)
+    )
+    (tmp_path / 'classes.txt').write_text('tumour\n')
+    data = read_own_data(tmp_path)
+    assert data.classes == ['background', 'tumour'] and data.values == {0: 0, value: 1}
+
+
+def test_masks_of_one_name_in_several_folders(tmp_path):
+    for folder, shade in (('a', 50), ('b', 200)):
+        mask = np.full((labelled.HEIGHT, labelled.WIDTH), shade // 200, np.uint8)
+        for number in range(2):
+            labelled.save(tmp_path / 'images' / folder / f'{number}.jpg', labelled.draw('a1'))
+            labelled.save(tmp_path / 'masks' / folder / f'{number}.png', mask)
+    labelled.save(tmp_path / 'images' / 'lonely.jpg', labelled.draw('a1'))
+    labelled.save(tmp_path / 'masks' / 'c' / '0.png', mask)
+    data = read_own_data(tmp_path)
+    pairs = {(p.path.parent.name, p.path.stem): p.mask.parent.name for p in data.pictures}
+    assert pairs == {('a', '0'): 'a', ('a', '1'): 'a', ('b', '0'): 'b', ('b', '1'): 'b'}
+    remarks = ' '.join(data.remarks)
+    assert 'without a mask are left out (1): lonely.jpg' in remarks
+    assert 'without a picture are left out (1): 0.png' in remarks
+
+
+@pytest.mark.parametrize('format', DETECTION)
+def test_a_folder_by_a_relative_path(tmp_path, monkeypatch, format):
+    root = DETECTION[format](tmp_path / 'data')
+    (tmp_path / 'other').mkdir()
+    monkeypatch.chdir(tmp_path / 'other')
+    data = read_own_data('../data')
+    assert {p.path for p in data.pictures} == {p.path for p in read_own_data(root).pictures}
+
+
+def test_names_with_spaces_in_the_parts_of_voc(tmp_path):
+    root = labelled.write_voc(tmp_path)
+    for path in [*root.rglob('a1.*')]:
+        path.rename(path.with_name(f'a one{path.suffix}'))
+    parts = root / 'ImageSets' / 'Main'
+    parts.mkdir(parents=True, exist_ok=True)
+    (parts / 'train.txt').write_text('a one\na2 -1\n')
+    (parts / 'val.txt').write_text('b1  1\n')
+    found = {p.path.stem: p.split for p in read_own_data(root).pictures}
+    assert [found[name] for name in ('a one', 'a2', 'b1')] == ['train', 'train', 'val']
+
+
+def test_pictures_that_coco_does_not_list(tmp_path):
+    root = labelled.write_coco(tmp_path)
+    labelled.save(root / 'train2017' / 'more.jpg', labelled.draw('a1'))
+    (remark,) = read_own_data(root).remarks
+    assert 'left out (1): more.jpg' in remark
+
+
 class TestSplit:
     @pytest.fixture
     def data(self, tmp_path):
@@ -316,6 +373,16 @@ class TestSplit:
             groups[picture.path.name.split('_')[0]].add(picture.split)
         assert all(len(splits) == 1 for splits in groups.values())
         assert {split for splits in groups.values() for split in splits} == {'train', 'val'}
+
+    def test_the_rest_trains_where_there_is_just_a_part_to_validate(self, data):
+        for picture in data.pictures[:4]:
+            picture.split = 'val'
+        assert split_pictures(data).endswith('16 pictures to train, 4 to validate')
+
+    def test_no_pictures_that_can_be_read(self, data):
+        data.pictures, data.remarks = [], ['pictures cannot be read: a.jpg']
+        with pytest.raises(UsageError, match=r'a\.jpg'):
+            split_pictures(data)
 
     def test_what_cannot_be_split(self, data):
         with pytest.raises(UsageError, match='no regular expression'):

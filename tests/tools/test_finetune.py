@@ -42,6 +42,8 @@ def test_dry_run(tool, tmp_path):
         ('finetune.py', ['empty', '--minutes', '3', '--epochs', '2'], 'not allowed with'),
         ('finetune.py', ['empty', '--minutes', '0'], '--minutes'),
         ('finetune.py', ['empty', '--resume'], 'no training to resume'),
+        ('finetune.py', ['empty', '--resume', '--epochs', '7'], 'leave out --epochs'),
+        ('finetune.py', ['empty', '--weights', 'none.pth'], 'none.pth'),
         ('report.py', ['detection/maskrcnn_nano_coco.py', 'none.pth'], 'data/coco'),
     ],
 )
