@@ -241,7 +241,8 @@ def _draw_training(scalars: Sequence[Path]) -> str:
         axes.plot(*zip(*losses, strict=True), lw=1.2)
         axes.set_ylim(0, 1.2 * float(np.quantile([loss for _, loss in losses], 0.98)))
     tests = [line for line in lines if 'loss' not in line and 'lr' not in line]
-    right, axes = _chart('epoch', 'validation')
+    by_step = losses and tests and max(line['step'] for line in tests) >= losses[-1][0]
+    right, axes = _chart('step' if by_step else 'epoch', 'validation')
     wanted = ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'mIoU', 'top1')
     for key in sorted({key for line in tests for key in line if key.endswith(wanted)}):
         points = sorted({line['step']: line[key] for line in tests if key in line}.items())
