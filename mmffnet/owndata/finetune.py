@@ -83,7 +83,7 @@ def finetune(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if tiling:
-            data = cut_into_tiles(data, tiling, folder / 'tiles')
+            data = cut_into_tiles(data, tiling, folder / 'tiles' / data.root.name)
             recipe = choose(data, data.task, arch, weights, size or tiles)
             say(f'{len(data.pictures)} tiles of {tiles} pixels')
         files = write_annotations(data, folder)

@@ -24,7 +24,7 @@ from mmffnet.errors import UsageError, describe_error
 from mmffnet.inference.sources import PICTURES
 
 #: What Pillow raises for files that are no whole pictures
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError)
 
 _SPLITS = {'train': 'train training', 'val': 'val valid validation dev', 'test': 'test testing'}
 _MASK_FOLDERS = ('annotations', 'gt', 'labels', 'mask', 'masks', 'segmentationclass')
@@ -34,6 +34,17 @@ _CLASS_FILES = ('classes.txt', 'labels.txt', 'class_names.txt', 'obj.names')
 _MASK_WORD = re.compile(r'[_\-.](mask|label|labels|seg)$', re.IGNORECASE)
 _IGNORED = 255
 _COLOUR = 2**24  # what values of masks that are colours begin with
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Opens a picture of any size: Pillow refuses large ones, which may be meant for tiles."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with Image.open(path) as image:
+            yield image
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 @dataclass
@@ -53,7 +64,7 @@ class Picture:
     def size(self) -> tuple[int, int]:
         """Width and height as they are shown, turned as EXIF says; (0, 0) if it is no picture."""
         try:
-            with Image.open(self.path) as image:
+            with open_image(self.path) as image:
                 turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
                 return image.size[::-1] if turned else image.size
         except UNREADABLE:
@@ -102,6 +113,7 @@ class Folder:
             self.files += [Path(place, name) for name in names if not name.startswith('.')]
         self.files = sorted(path for path in self.files if path.is_file())
         self.pictures = dict.fromkeys(self.endings(*PICTURES))
+        self.faults: list[UsageError] = []  #: JSON files that cannot be read
         self.by_stem: dict[str, list[Path]] = {}
         for path in self.pictures:
             self.by_stem.setdefault(path.stem, []).append(path)
@@ -114,8 +126,12 @@ class Folder:
         """The JSON objects among the files."""
         found = {}
         for path in self.endings('.json'):
-            with _reading(path, 'JSON'):
-                content = json.loads(path.read_bytes())
+            try:
+                with _reading(path, 'JSON'):
+                    content = json.loads(path.read_bytes())
+            except UsageError as error:
+                self.faults.append(error)
+                continue
             if isinstance(content, dict):
                 content.pop('imageData', None)  # LabelMe's copy of the picture
                 found[path] = content
@@ -157,6 +173,8 @@ def read_own_data(root: str | Path, format: str | None = None) -> OwnData:
         raise UsageError(f'{root} holds no pictures ({", ".join(PICTURES)})')
     names = FORMATS[:-1] if format is None else [format]
     found = [data for name in names if (data := _READERS[name](folder))]
+    if folder.faults and (not found or found[0].format in ('coco', 'labelme')):
+        raise folder.faults[0]
     if len(found) > 1:
         several = ' and '.join(data.format for data in found)
         raise UsageError(
@@ -499,7 +517,7 @@ def _class_list(root: Path) -> dict[int, str]:
 
 def read_mask(path: Path) -> np.ndarray:
     """(H, W): the numbers in a mask (of a palette its indices), larger ones for its colours."""
-    with _reading(path, 'a mask'), Image.open(path) as image:
+    with _reading(path, 'a mask'), open_image(path) as image:
         if image.mode in ('L', 'P', 'I', 'I;16'):
             return np.asarray(image, np.int64)
         colours = np.asarray(image.convert('RGB'), np.int64)

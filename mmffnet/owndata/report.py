@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mmffnet.benchmark.page import list_items, table
 from mmffnet.benchmark.report import markdown
 
-from .formats import UNREADABLE, OwnData, shorten
+from .formats import UNREADABLE, OwnData, open_image, shorten
 
 _STRIDES = (4, 8, 16, 32, 64)
 _SAME = 24  # bits of 528 in which copies may differ; other pictures do in 60 and more
@@ -46,8 +45,10 @@ def read_pictures(data: OwnData) -> dict[Path, np.ndarray]:
     broken, deep = [], []
     for picture in data.pictures:
         try:
-            with Image.open(picture.path) as image:
-                if image.mode.startswith(('I', 'F')):
+            with open_image(picture.path) as image:
+                if image.mode == 'F':  # nor can OpenCV
+                    raise ValueError('a picture of fractions')
+                if image.mode.startswith('I'):
                     deep.append(picture.path)
                 image.draft('L', (64, 64))
                 small = np.asarray(image.convert('L').resize((17, 16)), np.int16)
@@ -144,7 +145,7 @@ def _examine_sizes(data: OwnData, report: DataReport) -> None:
     masks, boxes = [], []
     for picture in data.pictures:
         if picture.mask:
-            with Image.open(picture.mask) as mask:
+            with open_image(picture.mask) as mask:
                 if mask.size != picture.size:
                     masks.append(picture.mask)
         elif all(picture.labelled_size) and picture.labelled_size != picture.size:

@@ -8,12 +8,11 @@ from typing import Any
 import cv2
 import mmcv
 import numpy as np
-from PIL import Image
 from pycocotools import mask as rle
 
 from mmffnet.inference.tiles import Tiling, Window
 
-from .formats import OwnData, Picture
+from .formats import OwnData, Picture, open_image
 
 _LEAST = 0.1  # of the box of an object: what a tile must see of it
 
@@ -34,7 +33,10 @@ def _cut(picture: Picture, tiling: Tiling, target: Path) -> list[Picture]:
         return [replace(picture, path=Path(shutil.copyfile(picture.path, target)))]
     target.mkdir(exist_ok=True)
     pixels = mmcv.imread(picture.path)  # as the training reads them: turned as EXIF says
-    mask = None if picture.mask is None else Image.open(picture.mask)
+    mask = None
+    if picture.mask is not None:
+        with open_image(picture.mask) as image:
+            mask = image.copy()
     tiles = []
     for window in windows:
         x1, y1, x2, y2 = window

@@ -340,6 +340,14 @@ def test_pictures_that_coco_does_not_list(tmp_path):
     assert 'left out (1): more.jpg' in remark
 
 
+def test_json_that_has_nothing_to_do_with_it(tmp_path):
+    root = labelled.write_voc(tmp_path)
+    (root / 'settings.json').write_text('{"half": ')
+    assert read_own_data(root).format == 'voc'
+    with pytest.raises(UsageError, match=r'settings\.json'):
+        read_own_data(root, 'labelme')
+
+
 class TestSplit:
     @pytest.fixture
     def data(self, tmp_path):

@@ -108,6 +108,17 @@ def test_unusual_pictures_are_read(root):
     assert len(data.pictures) == len(labelled.PICTURES)
 
 
+def test_large_pictures_and_those_of_fractions(root, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    (root / 'train' / 'a1.jpg').unlink()
+    Image.fromarray(np.zeros((64, 96), np.float32)).save(root / 'train' / 'a1.tif')
+    rewrite(root, 'train/a1.json', 'a1.jpg', 'a1.tif')
+    data, report = report_of(root)
+    assert found(report, 'cannot be read and are left out (1): train/a1.tif')
+    assert len(data.pictures) == len(labelled.PICTURES) - 1
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
 def test_labels_for_a_picture_before_it_was_turned(root):
     size = ', "imageWidth": 96, "imageHeight": 64}'
     for name in ('a1', 'a2'):
