@@ -6,17 +6,12 @@ _base_ = [
     '../_base_/schedules/shapes_seg.py',
 ]
 
+weights = dict(type='Pretrained', checkpoint='mmffnet://ffnet-nano')
 norm_cfg = dict(type='BN')
 model = dict(
     data_preprocessor=dict(size=(96, 96), test_cfg=dict(size_divisor=32)),
     pretrained=None,
-    backbone=dict(
-        _delete_=True,
-        type='FFNet',
-        arch='nano',
-        drop_path_rate=0.0,
-        init_cfg=dict(type='Pretrained', checkpoint='mmffnet://ffnet-nano'),
-    ),
+    backbone=dict(_delete_=True, type='FFNet', arch='nano', drop_path_rate=0.0, init_cfg=weights),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=48, norm_cfg=norm_cfg),
     decode_head=dict(
         in_channels=[48, 48, 48, 48],

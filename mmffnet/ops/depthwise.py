@@ -33,6 +33,12 @@ _OLDEST_TRITON = (3, 6)
 _chosen: ContextVar[str | None] = ContextVar('kernels', default=None)
 
 
+def _constant_when_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What torch.compiler.assume_constant_result does, which imports the whole compiler first."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 @dataclass(frozen=True)
 class _Call:
     """What the choice depends on."""
@@ -57,7 +63,7 @@ class _Row:
     fits: Callable[[_Call], bool]
 
 
-@torch.compiler.assume_constant_result
+@_constant_when_compiled
 def _has_triton(device: str) -> bool:
     return _find_triton(device)
 
@@ -313,7 +319,7 @@ def _asked(kernels: str | None = None) -> str:
     return _check(kernels, 'kernels')
 
 
-@torch.compiler.assume_constant_result
+@_constant_when_compiled
 def _asked_of_compiler(kernels: str | None) -> str:
     # asked here, since code that is traced always finds that it is exported
     exports = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)()

@@ -80,7 +80,7 @@ def test_options_of_test_for_mmdet(checkpoint):
     cfg = test_config(resumed, checkpoint, out='out.pkl', show_dir='shown', wait_time=1.0)
     assert (cfg.resume, cfg.load_from) == (False, checkpoint)
     assert cfg.test_evaluator[-1] == dict(type='mmdet.DumpDetResults', out_file_path='out.pkl')
-    assert cfg.test_evaluator[0].type == 'mmffnet.FastCocoMetric'
+    assert cfg.test_evaluator[0].type == 'CocoMetric'
     hook = cfg.default_hooks.visualization
     assert (hook.draw, hook.show, hook.wait_time) == (True, False, 1.0)
     assert hook.test_out_dir == str(Path('shown').absolute())

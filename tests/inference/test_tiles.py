@@ -193,8 +193,9 @@ def test_small_pictures_are_as_without_tiles(inferencers, models, pictures):
     plain = inferencers('detection')(list(pictures))
     tiled = Inferencer(*models('detection'), tiles=96)(list(pictures))
     for one, other in zip(plain, tiled, strict=True):
-        np.testing.assert_array_equal(one.boxes, other.boxes)
-        np.testing.assert_array_equal(one.masks, other.masks)
+        # in batches of other sizes sums are rounded otherwise
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+        assert (one.masks != other.masks).mean() < 1e-3
 
 
 def test_a_classifier_has_no_tiles(models):

@@ -60,7 +60,9 @@ def test_trains_and_reports(tmp_path, task, monkeypatch):
     cfg = Config.fromfile(config)
     assert cfg.size == 64 and cfg.epochs == 1
     if task == 'cls':  # edited, and resumed
-        config.write_text(config.read_text().replace('lr = 64, 2, 1,', 'lr = 64, 2, 2,'))
+        config.write_text(
+            config.read_text().replace('lr = 64, None, 2, 1,', 'lr = 64, None, 2, 2,')
+        )
         finetune(str(root), str(out), resume=True, say=said.append)
         assert (out / 'training' / 'last_checkpoint').read_text().endswith('epoch_2.pth')
         assert snapshot(root) == before

@@ -28,7 +28,7 @@ def trained(toy, tmp_path_factory):
             'detector',
             'detection/retinanet_nano_shapes.py',
             'coco',
-            'train_cfg = dict(max_epochs=1, val_interval=1)',
+            'train_cfg = dict(max_iters=2, val_interval=2)',
             r'coco/bbox_mAP: (\S+)',
             # after a moment of training nothing is more than barely likely
             'model = dict(test_cfg=dict(score_thr=0.0))\n'
