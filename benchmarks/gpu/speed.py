@@ -296,15 +296,14 @@ def main(argv: list[str] | None = None) -> int:
         if not any(part in name for part in args.only):
             continue
         if time.perf_counter() - start > 60 * args.minutes:
-            text += f'\n{name}: not measured, the time was over\n'
-            continue
-        try:
-            added, content[name] = section()
-        except Exception as error:  # a kernel that does not compile must not end the others
-            added = (
-                f'\n{name} failed: {type(error).__name__}: {" ".join(str(error).split())[:300]}\n'
-            )
-            failed.append(name)
+            added = f'\n{name}: not measured, the time was over\n'
+        else:
+            try:
+                added, content[name] = section()
+            except Exception as error:  # a kernel that does not compile must not end the others
+                problem = ' '.join(str(error).split())[:300]
+                added = f'\n{name} failed: {type(error).__name__}: {problem}\n'
+                failed.append(name)
         print(added, flush=True)
         text += added
         write(path.with_suffix('.md'), text)  # at any time, in case this is ended from outside
