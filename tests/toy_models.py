@@ -65,8 +65,8 @@ def make_model(task: str, folder: Path) -> tuple[str, str]:
                 0.25 if name.endswith(('fc_cls.weight', 'conv_seg.weight', 'fc.weight')) else 0.06
             )
             parameter.data.normal_(0, wide, generator=generator)
-        if name.endswith('conv_logits.weight'):  # behind a ReLU: masks that are not empty
-            parameter.data.abs_()
+        if 'conv_logits' in name:  # behind a ReLU: masks that are not empty
+            parameter.data.abs_().add_(0.01)
     path = folder / f'{task}.pth'
     torch.save(dict(meta=dict(dataset_meta=META[task]), state_dict=model.state_dict()), path)
     return config, str(path)
