@@ -260,5 +260,5 @@ def _backbone(recipe: Recipe) -> str:
     if not recipe.weights:
         return ''
     frozen = f'frozen_stages={recipe.frozen}, ' if recipe.frozen else ''
-    weights = f"dict(type='Pretrained', checkpoint={recipe.weights!r})"
+    weights = f"dict(_delete_=True, type='Pretrained', checkpoint={recipe.weights!r})"
     return f'\n    backbone=dict({frozen}init_cfg={weights}),'

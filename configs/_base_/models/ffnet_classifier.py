@@ -2,4 +2,6 @@
 
 _base_ = './classifier.py'
 
-model = dict(backbone=dict(type='FFNet', out_indices=3, out_norm_cfg=dict(type='BN')))
+model = dict(
+    backbone=dict(type='FFNet', out_indices=3, out_norm_cfg=dict(type='BN'), init_cfg=None)
+)
