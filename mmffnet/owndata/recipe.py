@@ -260,5 +260,6 @@ def _backbone(recipe: Recipe) -> str:
     if not recipe.weights:
         return ''
     frozen = f'frozen_stages={recipe.frozen}, ' if recipe.frozen else ''
-    weights = f"dict(_delete_=True, type='Pretrained', checkpoint={recipe.weights!r})"
+    delete = '' if recipe.task == 'cls' else '_delete_=True, '  # of classifiers there is none
+    weights = f"dict({delete}type='Pretrained', checkpoint={recipe.weights!r})"
     return f'\n    backbone=dict({frozen}init_cfg={weights}),'

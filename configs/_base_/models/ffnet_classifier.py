@@ -2,6 +2,4 @@
 
 _base_ = './classifier.py'
 
-model = dict(
-    backbone=dict(type='FFNet', out_indices=3, out_norm_cfg=dict(type='BN'), init_cfg=None)
-)
+model = dict(backbone=dict(type='FFNet', out_indices=3, out_norm_cfg=dict(type='BN')))
