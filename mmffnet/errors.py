@@ -1,8 +1,10 @@
 """Errors that the tools report in one line."""
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 
 class UsageError(ValueError):
@@ -15,6 +17,17 @@ class MissingPackageError(UsageError, ImportError):
 
 class DamagedCheckpointError(RuntimeError):
     """A file that is damaged, incomplete or no checkpoint at all."""
+
+
+def import_package(name: str, what: str = 'this') -> ModuleType:
+    """Imports an optional package or a module of one; ``what`` names what needs it in the error."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition('.')[0]
+        raise MissingPackageError(
+            f'{what} needs {package}, which cannot be imported ({error}): `pip install {package}`'
+        ) from error
 
 
 def describe_error(error: Exception) -> str:

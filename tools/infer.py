@@ -51,11 +51,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         '--overlap', type=float, metavar='SHARE', help='of neighbouring tiles; default: 0.2'
     )
     parser.add_argument('--amp', action='store_true', help='predict in mixed precision')
-    parser.add_argument(
-        '--channels-last',
-        action=argparse.BooleanOptionalAction,
-        help='use the memory format channels_last (default: where it is faster, see docs/speed.md)',
-    )
+    parser.add_channels_last()
     parser.add_argument(
         '--graph', action='store_true', help='CUDA graphs of backbone and neck, one for a shape'
     )

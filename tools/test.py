@@ -1,6 +1,5 @@
 """Evaluate a checkpoint of a detector, segmentor or classifier with its config."""
 
-import argparse
 import os
 from collections.abc import Sequence
 
@@ -22,19 +21,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     )
     parser.add_argument('--tta', action='store_true', help='average over augmented inputs')
     parser.add_argument('--fuse', action='store_true', help='re-parameterise the model first')
-    parser.add_argument(
-        '--compile',
-        nargs='?',
-        const=True,
-        default=False,
-        choices=['default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'],
-        help="compile backbone and neck, in this mode of torch.compile (default: 'default')",
-    )
-    parser.add_argument(
-        '--channels-last',
-        action=argparse.BooleanOptionalAction,
-        help='use the memory format channels_last (default: where it is faster, see docs/speed.md)',
-    )
+    parser.add_compile()
+    parser.add_channels_last()
     parser.add_cfg_options()
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', default='0', help='set by launchers')

@@ -4,7 +4,6 @@ SIGTERM and Ctrl-C end training after the current iteration, with a checkpoint a
 or 130; --resume continues there. After a crash or SIGKILL it continues from the newest checkpoint.
 """
 
-import argparse
 import os
 from collections.abc import Sequence
 
@@ -26,24 +25,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size'
     )
-    parser.add_argument(
-        '--compile',
-        nargs='?',
-        const=True,
-        default=False,
-        choices=['default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'],
-        help="compile backbone and neck, in this mode of torch.compile (default: 'default')",
-    )
+    parser.add_compile()
     parser.add_argument(
         '--cuda-graphs',
         action='store_true',
         help='capture the steps of backbone and neck where the shape of the inputs is fixed',
     )
-    parser.add_argument(
-        '--channels-last',
-        action=argparse.BooleanOptionalAction,
-        help='use the memory format channels_last (default: where it is faster, see docs/speed.md)',
-    )
+    parser.add_channels_last()
     parser.add_cfg_options()
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', default='0', help='set by launchers')

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from mmffnet_cli import format_of
 
 from ..deploy.export import natural_size
-from ..deploy.runtimes import import_runtime, load_exported
+from ..deploy.runtimes import load_exported
 from ..engine.models import build_model
 from ..engine.runner import innermost_dataset, read_config
-from ..errors import UsageError
+from ..errors import UsageError, import_package
 from ..models import AFFNet, CASViT, FFNet, FFNetSeg, PoolFormer, TransNeXt, reparameterize
 from ..registry import MODELS
 from .metafiles import read_entries
@@ -77,7 +77,7 @@ class TimmFeatures(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        timm = import_runtime('timm')
+        timm = import_package('timm')
         # Swin would refuse pictures of any other size than it was pre-trained on
         options = dict(strict_img_size=False) if name.startswith('swin') else {}
         try:
@@ -199,7 +199,7 @@ def fuse(model: nn.Module) -> nn.Module:
     """Re-parameterises our networks, and timm's as timm does it."""
     for child in model.modules():
         if isinstance(child, TimmFeatures):
-            child.net = import_runtime('timm').utils.reparameterize_model(child.net)
+            child.net = import_package('timm').utils.reparameterize_model(child.net)
     return reparameterize(model)
 
 

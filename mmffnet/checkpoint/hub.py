@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from ..errors import MissingPackageError, describe_error
+from ..errors import describe_error, import_package
 from ..version import __version__
 from .files import main_first, read_checkpoint
 
@@ -63,15 +63,9 @@ def fetch(address: str) -> Path:
 
 def import_hub(what: str) -> Any:
     """The package huggingface_hub; ``what`` names what needs it in the error."""
-    try:
-        import huggingface_hub.constants
-        import huggingface_hub.errors
-    except ImportError as error:
-        raise MissingPackageError(
-            f'{what} needs huggingface_hub, which cannot be imported ({error}): `pip install '
-            'huggingface_hub`'
-        ) from error
-    return huggingface_hub
+    for name in ('constants', 'errors'):
+        import_package(f'huggingface_hub.{name}', what)
+    return import_package('huggingface_hub', what)
 
 
 @contextmanager

@@ -7,18 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import DamagedCheckpointError, MissingPackageError
-
-
-def _import_safetensors(path: Path) -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise MissingPackageError(
-            f'{path} needs safetensors, which cannot be imported ({error}): `pip install '
-            'safetensors`'
-        ) from error
-    return safetensors
+from ..errors import DamagedCheckpointError, import_package
 
 
 def read_safetensors(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
@@ -31,7 +20,7 @@ def read_safetensors(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
     Returns:
         dict: ``state_dict`` and ``meta`` if the file has our metadata, the tensors otherwise.
     """
-    library = _import_safetensors(path)
+    library: Any = import_package('safetensors', str(path))
     try:
         with library.safe_open(path, framework='pt') as file:
             names = file.keys()
@@ -57,7 +46,7 @@ def dump_safetensors(content: dict[str, Any], path: Path) -> bytes:
     Raises:
         ValueError: If something in the state is no tensor that such a file can hold.
     """
-    library = _import_safetensors(path)
+    library: Any = import_package('safetensors.torch', str(path))
     tensors: dict[str, torch.Tensor] = {}
     places = set()
     for name, value in content.get('state_dict', content).items():
@@ -73,7 +62,7 @@ def dump_safetensors(content: dict[str, Any], path: Path) -> bytes:
         tensors[name] = tensor.clone() if place in places else tensor
         places.add(place)
     meta = json.dumps(content.get('meta') or {}, default=_plain, skipkeys=True, ensure_ascii=False)
-    return library.torch.save(tensors, {'format': 'pt', 'meta': meta})
+    return library.save(tensors, {'format': 'pt', 'meta': meta})
 
 
 def _plain(value: Any) -> Any:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from ..errors import import_package
 from .check import draw_pictures
-from .runtimes import META_KEY, import_runtime, quiet
+from .runtimes import META_KEY, quiet
 
 #: Largest accepted deviation of a weight, of the largest one of its channel: two roundings to
 #: float16. A layer scale of 1e-5, as untrained networks have it, makes weights too small for that.
@@ -29,7 +30,7 @@ def write_coreml(module: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         path (Path): The ``.mlpackage`` to write.
         meta (dict): Its metadata; batch, height and width must be given.
     """
-    ct = import_runtime('coremltools')
+    ct = import_package('coremltools')
     shape = (meta['batch'], 3, meta['height'], meta['width'])
     images = torch.from_numpy(draw_pictures(shape[0], *shape[2:]))
     program = torch.export.export(module, (images,), strict=False)
@@ -104,7 +105,7 @@ def check_coreml(module: nn.Module, path: Path, meta: dict[str, Any]) -> dict[st
         RuntimeError: If inputs, outputs or metadata are not as they should be, or a weight is
             missing.
     """
-    ct = import_runtime('coremltools')
+    ct = import_package('coremltools')
     model = ct.models.MLModel(str(path), skip_model_load=True)
     description = model.get_spec().description
     (given,) = description.input

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from ..errors import import_package
 from .check import in_batches
 from .coreml import write_coreml
-from .runtimes import META_KEY, import_runtime, quiet
+from .runtimes import META_KEY, quiet
 
 #: The smallest height and width of files for any size: at 32 the last map is one pixel high or
 #: wide, which torch.export takes for another network
@@ -55,8 +56,8 @@ def example(meta: dict[str, Any]) -> Tensor:
 
 
 def _write_onnx(module: nn.Module, path: Path, meta: dict[str, Any]) -> None:
-    import_runtime('onnx')
-    import_runtime('onnxscript')
+    import_package('onnx')
+    import_package('onnxscript')
     program = torch.onnx.export(
         module,
         (example(meta),),
@@ -72,7 +73,7 @@ def _write_onnx(module: nn.Module, path: Path, meta: dict[str, Any]) -> None:
 
 
 def _write_openvino(module: nn.Module, path: Path, meta: dict[str, Any]) -> None:
-    import_runtime('openvino')
+    import_package('openvino')
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         onnx = Path(folder, 'model.onnx')
         _write_onnx(module, onnx, meta)
@@ -80,7 +81,7 @@ def _write_openvino(module: nn.Module, path: Path, meta: dict[str, Any]) -> None
 
 
 def _onnx_to_openvino(onnx: Path, path: Path, meta: dict[str, Any]) -> None:
-    ov = import_runtime('openvino')
+    ov = import_package('openvino')
     model = ov.convert_model(onnx)
     model.set_rt_info(json.dumps(meta), [META_KEY])
     ov.save_model(model, path, compress_to_fp16=False)
@@ -144,7 +145,7 @@ def write_int8(
         raise ValueError(
             'int8 is for classifiers, segmentors and backbones, in the formats onnx and openvino'
         )
-    import_runtime('onnxruntime')
+    import_package('onnxruntime')
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -4,7 +4,6 @@
 neither the config nor mmdet, mmseg or mmpretrain is needed here.
 """
 
-import importlib
 import json
 import logging
 import os
@@ -13,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from zipfile import BadZipFile
 
@@ -24,7 +22,7 @@ import torch.nn.functional as F
 from mmcv import transforms
 from torch.export.passes import move_to_device_pass
 
-from mmffnet.errors import UsageError
+from mmffnet.errors import UsageError, import_package
 from mmffnet_cli import FORMATS, format_of
 
 with suppress(ImportError):
@@ -254,20 +252,6 @@ def paste_masks(
     return pasted
 
 
-def import_runtime(name: str) -> ModuleType:
-    """Imports a package that only exporting, or one format, needs.
-
-    Raises:
-        ImportError: If it is not installed; says how to install it.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f'this needs {name}, which cannot be imported ({error}): `pip install {name}`'
-        ) from error
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Exporters tell much of what the comparison afterwards finds, or of what nobody can change.
@@ -314,7 +298,7 @@ def _is_not_of_onnxruntime(record: logging.LogRecord) -> bool:
 
 
 def _load_onnx(path: Path, device: str, threads: int | None, _: str) -> tuple[str, _Run]:
-    ort = import_runtime('onnxruntime')
+    ort = import_package('onnxruntime')
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     kind, _, number = device.partition(':')
@@ -340,7 +324,7 @@ def _load_onnx(path: Path, device: str, threads: int | None, _: str) -> tuple[st
 def _load_openvino(
     path: Path, device: str, threads: int | None, precision: str
 ) -> tuple[str, _Run]:
-    ov = import_runtime('openvino')
+    ov = import_package('openvino')
     if not path.with_suffix('.bin').is_file():
         raise FileNotFoundError(f'the weights {path.with_suffix(".bin")} of {path} are missing')
     core = ov.Core()

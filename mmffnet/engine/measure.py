@@ -33,8 +33,6 @@ def measure_step(cfg: Config, steps: int = 8) -> float:
         model.train_step(batch, optimizer)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
         start = time.perf_counter()
     return statistics.median(times[len(times) // 3 :])
