@@ -1,7 +1,7 @@
 """Errors that the tools report in one line."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +34,12 @@ def describe_error(error: Exception) -> str:
     """The first line that says something, after the type unless that is all there is."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
+
+
+def shorten(names: Iterable[str], most: int = 6) -> str:
+    """The first names of a list, and how many more there are."""
+    names = list(names)
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' * (len(names) > most))
 
 
 @contextmanager

@@ -8,9 +8,10 @@ from pathlib import Path
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
+from ..errors import shorten
 from ..version import __version__
 from .files import save_atomically
-from .load import describe_place, find_state_dict, shorten
+from .load import describe_place, find_state_dict
 from .names import find_networks
 
 

@@ -10,6 +10,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import shorten
 from .names import OFFICIAL_WEIGHTS, OWN_WEIGHTS, NameMap, find_networks
 
 SCHEME = 'mmffnet://'
@@ -315,8 +316,3 @@ def _has_backbone(state: dict, prefix: str, model: nn.Module) -> bool:
 def describe_place(key: str) -> str:
     parts = key.split('.')
     return '.'.join(parts[: 2 if parts[0] == 'stages' else 1]) + '.*'
-
-
-def shorten(names: Any, most: int = 6) -> str:
-    names = list(names)
-    return ', '.join(names[:most]) + (f' and {len(names) - most} more' * (len(names) > most))

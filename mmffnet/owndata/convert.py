@@ -137,7 +137,13 @@ def _outline(thing: dict[str, Any], width: int, height: int) -> dict[str, Any]:
     shape = thing.get('segmentation')
     if not shape:
         return dict(area=float(np.prod(thing['bbox'][2:])))
-    parts = shape if isinstance(shape, list) else [shape]
-    if parts is shape or isinstance(shape['counts'], list):
-        parts = rle.frPyObjects(parts, height, width)
-    return dict(segmentation=shape, area=float(rle.area(rle.merge(parts))))
+    return dict(segmentation=shape, area=float(rle.area(as_run_lengths(shape, width, height))))
+
+
+def as_run_lengths(shape: Any, width: int, height: int) -> dict[str, Any]:
+    """A ``segmentation`` of COCO's format, polygons or run lengths, as pycocotools packs them."""
+    from pycocotools import mask as rle
+
+    if isinstance(shape, list):
+        return rle.merge(rle.frPyObjects(shape, height, width))
+    return rle.frPyObjects(shape, height, width) if isinstance(shape['counts'], list) else shape

@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from mmffnet.errors import UsageError, describe_error
+from mmffnet.errors import UsageError, describe_error, shorten
 from mmffnet.inference.sources import PICTURES
 
 #: What Pillow raises for files that are no whole pictures
@@ -210,12 +210,13 @@ def _reading(where: Any, what: str) -> Iterator[None]:
         raise UsageError(f'{where} cannot be read as {what}: {describe_error(error)}') from error
 
 
+def listed(text: str, names: Collection[str]) -> str:
+    """A finding, how many it is about, and the first of them."""
+    return f'{text} ({len(names)}): {shorten(names, 5)}'
+
+
 def _left_out(what: str, paths: Collection[Path]) -> str:
-    return f'{what} are left out ({len(paths)}): {shorten([path.name for path in paths])}'
-
-
-def shorten(names: Collection[str]) -> str:
-    return ', '.join([*names][:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
+    return listed(f'{what} are left out', [path.name for path in paths])
 
 
 #: A file of labels, names of the picture they are for, its split, the size that they say it has,
@@ -246,7 +247,7 @@ def _read_objects(
     kinds = sorted({one['kind'] for entry in entries for one in entry[4] if 'kind' in one})
     remarks = [f'shapes of the kind {kind} are left out' for kind in kinds]
     for fault, found in faults.items():
-        remarks.append(f'labels are for pictures that {fault} ({len(found)}): {shorten(found)}')
+        remarks.append(listed(f'labels are for pictures that {fault}', found))
     if not entries:
         return None
     others = [path for path in folder.pictures if not _is_mask(path.relative_to(folder.root))]
@@ -494,7 +495,7 @@ def _name_values(
         names = {number + 1: name for number, name in names.items()}
     if unknown := [str(number) for number in numbers if number and number not in names]:
         raise UsageError(
-            f'the masks of {root} hold the values {shorten(unknown)}, which are none of the '
+            f'the masks of {root} hold the values {shorten(unknown, 5)}, which are none of the '
             f'{len(names)} classes'
         )
     if 0 in numbers and 0 not in names:

@@ -12,8 +12,9 @@ import numpy as np
 
 from mmffnet.benchmark.page import list_items, table
 from mmffnet.benchmark.report import markdown
+from mmffnet.errors import shorten
 
-from .formats import UNREADABLE, OwnData, open_image, shorten
+from .formats import UNREADABLE, OwnData, listed, open_image
 
 _STRIDES = (4, 8, 16, 32, 64)
 _SAME = 24  # bits of 528 in which copies may differ; other pictures do in 60 and more
@@ -79,7 +80,7 @@ def examine(data: OwnData, size: int, prints: dict[Path, np.ndarray]) -> DataRep
 def _found(data: OwnData, paths: Iterable[Path], text: str) -> list[str]:
     """One finding, or none, about files; one that is named twice is shown once."""
     paths = list(paths)
-    names = shorten([*map(data.name, dict.fromkeys(paths))])
+    names = shorten(map(data.name, dict.fromkeys(paths)), 5)
     return [f'{text} ({len(paths)}): {names}'] if paths else []
 
 
@@ -98,7 +99,7 @@ def _examine_copies(data: OwnData, prints: dict, report: DataReport) -> None:
     if pairs:
         report.odd.append(
             f'pictures of the validation are in training as well ({len(pairs)}), so that results '
-            f'look better than they are: {shorten(pairs)}'
+            f'look better than they are: {shorten(pairs, 5)}'
         )
 
 
@@ -172,7 +173,7 @@ def _examine_classes(data: OwnData, report: DataReport) -> None:
         (set(data.classes) - train - val, 'at all'),
     ):
         if names := [name for name in data.classes if name in there]:
-            report.odd.append(f'classes have no example {text} ({len(names)}): {shorten(names)}')
+            report.odd.append(listed(f'classes have no example {text}', names))
     spellings: dict[str, list[str]] = {}
     for name in data.classes:
         spellings.setdefault(re.sub(r'[\W_]+', '', name).casefold(), []).append(name)

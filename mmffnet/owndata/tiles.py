@@ -12,6 +12,7 @@ from pycocotools import mask as rle
 
 from mmffnet.inference.tiles import Tiling, Window
 
+from .convert import as_run_lengths
 from .formats import OwnData, Picture, open_image
 
 _LEAST = 0.1  # of the box of an object: what a tile must see of it
@@ -74,7 +75,6 @@ def _crop_outline(shape: Any, window: Window, size: tuple[int, int]) -> dict[str
     x1, y1, x2, y2 = window
     if isinstance(shape, list):
         moved = [(np.reshape(part, (-1, 2)) - [x1, y1]).ravel().tolist() for part in shape]
-        return rle.merge(rle.frPyObjects(moved, y2 - y1, x2 - x1))
-    if isinstance(shape['counts'], list):
-        shape = rle.frPyObjects(shape, *size[::-1])
-    return rle.encode(np.asfortranarray(rle.decode(shape)[y1:y2, x1:x2]))
+        return as_run_lengths(moved, x2 - x1, y2 - y1)
+    whole = rle.decode(as_run_lengths(shape, *size))
+    return rle.encode(np.asfortranarray(whole[y1:y2, x1:x2]))

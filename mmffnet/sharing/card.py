@@ -10,8 +10,7 @@ from mmengine.config import Config
 
 from mmffnet.benchmark.metafiles import read_entries
 from mmffnet.checkpoint.hub import import_hub
-from mmffnet.checkpoint.load import shorten
-from mmffnet.errors import UsageError
+from mmffnet.errors import UsageError, shorten
 from mmffnet.version import __version__
 
 #: The hub's words for what models of a package do
