@@ -186,6 +186,11 @@ def depthwise_conv2d(
     return F.conv2d(x, weight, bias, stride, padding, 1, groups or x.shape[1])
 
 
+def fuses_norms() -> bool:
+    """Whether there is anything that :func:`depthwise_norms` may compute at once."""
+    return not torch.compiler.is_compiling() and _asked() == 'triton'
+
+
 def depthwise_norms(
     x: Tensor, convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module]
 ) -> Tensor | None:
@@ -203,7 +208,7 @@ def depthwise_norms(
     Returns:
         Tensor, optional: None where the parts are to be called one by one.
     """
-    if not _is_eager(x, *(conv.weight for conv in convs)) or _asked() != 'triton':
+    if not (fuses_norms() and _is_eager(x, *(conv.weight for conv in convs))):
         return None
     first: Any = convs[0]
     if x.ndim != 4 or not _same_dtype(x, first.weight):

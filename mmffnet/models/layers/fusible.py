@@ -8,7 +8,7 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...ops.depthwise import depthwise_norms
+from ...ops.depthwise import depthwise_norms, fuses_norms
 from ..arch import check_odd
 from .depthwise import DepthwiseConv2d
 
@@ -47,6 +47,8 @@ class FusibleBlock(nn.Module):
     @torch.jit.unused
     def _fused(self, x: Tensor) -> Tensor | None:
         """The sum of the conv-norm branches, where kernels compute all of them at once."""
+        if not fuses_norms():  # first, as it is asked in each forward pass of each block
+            return None
         parts: list[Any] = [self] if isinstance(self, ConvNorm) else list(self.children())
         if not all(isinstance(part, ConvNorm) for part in parts):
             return None
