@@ -3,9 +3,11 @@
 import importlib
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import official_reference
@@ -70,3 +72,24 @@ def toy() -> ModuleType:
     tests = str(Path(__file__).parent)
     os.environ['PYTHONPATH'] = os.pathsep.join([tests, os.environ.get('PYTHONPATH', '')])
     return importlib.import_module('toy_training')
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Chromium, driven by selenium."""
+    webdriver = pytest.importorskip('selenium.webdriver', reason='pip install selenium')
+    names = ('chromium', 'chromium-browser', 'google-chrome')
+    program = next(filter(None, map(shutil.which, names)), None)
+    driver = shutil.which('chromedriver')
+    if not program or not driver:
+        pytest.skip('no chromium or chromedriver: apt-get install chromium chromium-driver')
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    # containers have neither a sandbox nor much shared memory
+    for option in ('--headless=new', '--no-sandbox', '--disable-dev-shm-usage'):
+        options.add_argument(option)
+    options.add_argument('--window-size=1300,1000')
+    options.set_capability('goog:loggingPrefs', {'performance': 'ALL'})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()

@@ -78,10 +78,12 @@ def finetune(
     recipe = choose(data, data.task, arch, weights, size or tiles)
     report = examine(data, recipe.size, prints)
     say(report.as_text())
-    if report.fatal:
-        raise UsageError(report.fatal[0])
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        page, title = folder / 'data.html', f'{data.root.resolve().name}: data'
+        write_html(page, title, [report.as_html()])
+        if report.fatal:
+            raise UsageError(f'{report.fatal[0]}; all that was found: {page}')
         if tiling:
             data = cut_into_tiles(data, tiling, folder / 'tiles' / data.root.name)
             recipe = choose(data, data.task, arch, weights, size or tiles)
@@ -93,8 +95,7 @@ def finetune(
             step = measure_step(runner.read_config(str(config)))
             fit_epochs(recipe, data, minutes, step)
             write_config(recipe, data, files, config)
-        parts = [report.as_html(), list_items('Settings', recipe.reasons)]
-        write_html(folder / 'data.html', f'{data.root.resolve().name}: data', parts)
+        write_html(page, title, [report.as_html(), list_items('Settings', recipe.reasons)])
     except BaseException as error:
         if config.is_file():  # what is not finished would be taken for a training
             config.unlink()

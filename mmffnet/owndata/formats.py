@@ -337,30 +337,37 @@ def _labelme_thing(
 
 
 def _read_yolo(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
+    found: dict[Path, str | None] = {}
     for path in folder.endings('.yaml', '.yml'):
         with suppress(yaml.YAMLError, UnicodeDecodeError):  # not ours to judge
             content = yaml.safe_load(path.read_text(encoding='utf-8-sig'))
-            if isinstance(content, dict) and 'names' in content:
+            if isinstance(content, dict) and 'names' in content and content.keys() & _SPLITS:
                 break
-    else:
-        return
+    else:  # as Label Studio and LabelImg write it: a list of classes, and files of labels
+        path, content = folder.root / 'classes.txt', dict(names=_class_list(folder.root))
+        if content['names']:
+            found |= dict.fromkeys(p for p in folder.pictures if _yolo_labels(p).is_file())
+        if not found:
+            return
     if 'kpt_shape' in content:
         raise UsageError(f'{path} is for key points: boxes or outlines can be trained')
     names = content['names']
     ordered = [names[key] for key in sorted(names)] if isinstance(names, dict) else names
     classes += map(str, ordered)
     starts = [path.parent / str(content.get('path') or ''), path.parent, folder.root]
-    found: dict[Path, str] = {}
     for split in _SPLITS:
         places = content.get(split) or []
         for place in [places] if isinstance(places, str) else places:
             found |= dict.fromkeys(_yolo_pictures(folder, starts, str(place)), split) | found
     if not found:
         raise UsageError(f'{path}: no pictures are where train, val and test say')
-    for picture, split in found.items():
-        text = Path(re.sub(r'(.*/)images/', r'\1labels/', picture.as_posix())).with_suffix('.txt')
-        things = _yolo_things(text, Picture(picture).size, classes)
-        yield path, [str(picture)], split, (None, None), things
+    for picture, part in found.items():
+        things = _yolo_things(_yolo_labels(picture), Picture(picture).size, classes)
+        yield path, [str(picture)], part, (None, None), things
+
+
+def _yolo_labels(picture: Path) -> Path:
+    return Path(re.sub(r'(.*/)images/', r'\1labels/', picture.as_posix())).with_suffix('.txt')
 
 
 def _yolo_pictures(folder: Folder, starts: list[Path], place: str) -> list[Path]:

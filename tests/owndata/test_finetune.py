@@ -113,6 +113,20 @@ def test_what_is_refused(tmp_path):
         finetune(str(root), str(out))
 
 
+def test_data_that_cannot_be_trained(tmp_path):
+    root, out = labelled.write_masks(tmp_path / 'data'), tmp_path / 'out'
+    (mask,) = root.rglob('masks/**/a1.png')
+    labelled.save(mask, labelled.label_map('a1')[:-1])
+    with pytest.raises(UsageError, match=r'a1\.png; all that was found: .*data\.html'):
+        finetune(str(root), str(out), say=lambda text: None)
+    page = (out / 'data.html').read_text()
+    assert 'Cannot be trained' in page and '<td>cat</td>' in page
+    assert not (out / 'config.py').exists()
+    labelled.save(mask, labelled.label_map('a1'))  # mended, the same command goes on
+    finetune(str(root), str(out), dry_run=True, say=lambda text: None)
+    assert 'Cannot be trained' not in (out / 'data.html').read_text()
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     root, out = labelled.write_voc(tmp_path / 'data'), tmp_path / 'out'
     out.write_text('a file')

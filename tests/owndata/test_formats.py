@@ -211,6 +211,25 @@ def test_lists_of_pictures_and_absolute_paths_in_yolo(tmp_path):
     assert found['a3'][1][1][0] == 'big dog'
 
 
+def test_yolo_by_a_list_of_classes(tmp_path):
+    """As Label Studio writes it: there is no data.yaml."""
+    root = labelled.write_yolo(tmp_path / 'data')
+    data, expected = training_set(root, tmp_path / 'a')
+    (root / 'data.yaml').unlink()
+    (root / 'classes.txt').write_text('cat\nbig dog\n')
+    again, found = training_set(root, tmp_path / 'b')
+    assert (again.format, again.classes) == ('yolo', data.classes)
+    labels = sorted(path.stem for path in root.rglob('labels/*.txt'))
+    assert sorted(found) == labels
+    assert [found[name] for name in labels] == [expected[name] for name in labels]
+
+
+def test_yaml_that_has_nothing_to_do_with_it(tmp_path):
+    root = labelled.write_voc(tmp_path)
+    (root / 'deploy.yml').write_text('names: [server, client]\nreplicas: 2\n')
+    assert read_own_data(root).format == 'voc'
+
+
 def test_voc_with_its_masks(tmp_path):
     root = labelled.write_voc(tmp_path)
     for name in labelled.PICTURES:

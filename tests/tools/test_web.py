@@ -3,7 +3,6 @@
 import json
 import re
 import runpy
-import shutil
 import socket
 import sys
 import urllib.request
@@ -36,26 +35,6 @@ def place(tmp_path_factory):
 @pytest.fixture
 def tool():
     return runpy.run_path(tools_path('web.py'))['main']
-
-
-@pytest.fixture
-def browser():
-    webdriver = pytest.importorskip('selenium.webdriver', reason='pip install selenium')
-    names = ('chromium', 'chromium-browser', 'google-chrome')
-    program = next(filter(None, map(shutil.which, names)), None)
-    driver = shutil.which('chromedriver')
-    if not program or not driver:
-        pytest.skip('no chromium or chromedriver: apt-get install chromium chromium-driver')
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    # containers have neither a sandbox nor much shared memory
-    for option in ('--headless=new', '--no-sandbox', '--disable-dev-shm-usage'):
-        options.add_argument(option)
-    options.add_argument('--window-size=1300,1000')
-    options.set_capability('goog:loggingPrefs', {'performance': 'ALL'})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
 
 
 @pytest.mark.slow
