@@ -28,6 +28,14 @@ def _one_thread() -> None:
     os.environ.setdefault('OMP_NUM_THREADS', '1')  # for the processes that tests start
 
 
+@pytest.fixture(scope='session', autouse=True)
+def _packages_by_path() -> Iterator[None]:
+    from mmffnet.config_types import packages_by_path  # after what is set above
+
+    with packages_by_path():  # as the tools read configs
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     random.seed(0)

@@ -44,6 +44,7 @@ def test_links(page):
 
 
 @pytest.mark.parametrize(('page', 'name', 'code'), CODE)
+@pytest.mark.slow
 def test_python(page, name, code, tmp_path, monkeypatch, capsys):
     compile(code, page, 'exec')
     monkeypatch.chdir(tmp_path)
@@ -156,6 +157,7 @@ def sources(package):
 
 
 @pytest.mark.parametrize(('package', 'message'), MESSAGES)
+@pytest.mark.slow
 def test_messages(package, message):
     parts = [part for part in message.split('…') if part.strip()]
     word = max(re.findall(r'\w+', message), key=len)
@@ -184,6 +186,7 @@ def test_site(tmp_path):
 
 
 @pytest.mark.parametrize(('anchor', 'status'), [('there', 0), ('nowhere', 1)])
+@pytest.mark.slow
 def test_a_broken_link_fails(tmp_path, anchor, status):
     (tmp_path / 'CHANGELOG.md').write_text(f'# Title\n\n[link](#{anchor})\n\n## There\n')
     assert build_site(tmp_path, tmp_path / 'out', '-D', 'root_doc=CHANGELOG') == status

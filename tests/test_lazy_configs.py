@@ -307,6 +307,7 @@ def test_the_size_of_a_crop():
 
 
 @pytest.mark.parametrize('task', ['segmentation', 'classification'])
+@pytest.mark.slow
 def test_reparameterized_files(lazy, tmp_path, task):
     config, _, checkpoint = lazy(task)
     reparameterize_file(read_config(config), checkpoint, tmp_path / 'fused.pth')

@@ -107,6 +107,7 @@ def classifiers(arch):
 
 
 @pytest.mark.parametrize('arch', ['ffnet1', 'ffnet2', 'ffnet3', 'ffnet4'])
+@pytest.mark.slow
 def test_parameters_are_the_models(arch):
     both, entries = classifiers(arch)
     for prefix, model in both.items():
@@ -115,6 +116,7 @@ def test_parameters_are_the_models(arch):
 
 
 @pytest.mark.parametrize('arch', ['ffnet1', 'ffnet2'])  # the others take seconds
+@pytest.mark.slow
 def test_flops_are_the_models(arch):
     both, entries = classifiers(arch)
     for prefix, model in both.items():

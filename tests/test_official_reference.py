@@ -157,6 +157,7 @@ def test_input_rule() -> None:
 
 
 @pytest.mark.parametrize('name', ref.NAMES)
+@pytest.mark.slow
 def test_compact_numbers(name: str) -> None:
     records = numbers.load(name)
     for record in records:
@@ -230,6 +231,7 @@ def test_batch_norm_is_that_of_torch(training: bool) -> None:
         )
 
 
+@pytest.mark.slow
 def test_training_mode() -> None:
     """Every BN is visited, nothing in the dict changes, every parameter has a gradient."""
     params = ref.fill(keys_of('det_ffnet_1'))

@@ -29,6 +29,7 @@ def model_of(page, name, tmp_path):
 
 
 @pytest.mark.parametrize(('page', 'name'), [('README.md', 'three'), ('docs/backbone.md', 'mmdet')])
+@pytest.mark.slow
 def test_mmdet_config_trains(tmp_path, page, name):
     pytest.importorskip('mmdet')
     from mmdet.structures import DetDataSample
@@ -54,6 +55,7 @@ def test_mmdet_config_trains(tmp_path, page, name):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.backbone.parameters())
 
 
+@pytest.mark.slow
 def test_mmseg_config_trains(tmp_path):
     pytest.importorskip('mmseg')
     from mmseg.structures import SegDataSample
@@ -86,6 +88,7 @@ def test_meta_mixer_example():
     sum(out.mean() for out in backbone(torch.rand(2, 3, 64, 64))).backward()
 
 
+@pytest.mark.slow
 def test_table_of_variants():
     rows = re.findall(
         r'^\| `(\w+)` \| ([\d, ]+) \| .*? \| ([\d. /]+) \| ([\d. /]+) \| (.*) \|$',

@@ -165,6 +165,7 @@ def test_device_and_dtype():
 
 @torch.no_grad()
 @pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.slow
 def test_script_and_feature_extractor(fused):
     model = create('nano', num_classes=3)
     if fused:
@@ -178,6 +179,7 @@ def test_script_and_feature_extractor(fused):
 
 
 @pytest.mark.parametrize('coarse', [False, True])
+@pytest.mark.slow
 def test_parameters_are_grouped_by_layers(coarse):
     with torch.device('meta'):
         model = timm.create_model('mmffnet_ffnet3')
@@ -190,6 +192,7 @@ def test_parameters_are_grouped_by_layers(coarse):
     assert {name.split('.')[-2] for name in layers[last]} == {'norm3', 'fc'}
 
 
+@pytest.mark.slow
 def test_layer_scales_get_no_weight_decay():
     with torch.device('meta'):
         model = timm.create_model('mmffnet_ffnet3')
@@ -244,6 +247,7 @@ def official_state(name, model):
 
 @torch.no_grad()
 @pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.slow
 def test_official_classifiers_of_other_families(name, tmp_path):
     model = create(name)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
@@ -263,6 +267,7 @@ def test_official_classifiers_of_other_families(name, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.slow
 def test_features_of_other_families(name):
     features = create(name, features_only=True)
     backbone = MODELS.build(dict(FAMILIES[name], out_norm_cfg=None)).eval()

@@ -23,7 +23,7 @@ from mmengine.registry import HOOKS, OPTIM_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from mmffnet.config_types import find_scope, find_type, type_name
+from mmffnet.config_types import find_scope, find_type, packages_by_path, type_name
 from mmffnet.errors import DamagedCheckpointError, UsageError, describe_error
 from mmffnet_cli.paths import config_path
 
@@ -76,7 +76,7 @@ def read_config(
     except FileNotFoundError as error:
         raise UsageError(f"there is no config file '{config}', and {error}") from error
     try:
-        with warnings.catch_warnings():
+        with packages_by_path(), warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'pkg_resources is deprecated')  # by mmengine, often
             cfg = Config.fromfile(path)
     except Exception as error:  # a config is code: anything can go wrong in it
@@ -269,6 +269,8 @@ def run(runner: Runner, task: str) -> Any:
         raise UsageError(str(error).rpartition(f'{BadSampleError.__name__}: ')[2]) from error
     except SystemExit as stop:  # all processes were asked to stop, and did
         status = stop.code
+    finally:
+        _stop_workers(runner)
     if torch.distributed.is_initialized():
         runner.model = None
         gc.collect()
@@ -276,6 +278,19 @@ def run(runner: Runner, task: str) -> Any:
     if status is not None:
         raise SystemExit(status)
     return result
+
+
+def _stop_workers(runner: Runner) -> None:
+    """End the workers of data loaders that would keep them.
+
+    Left to the garbage collector, which takes the queues to the workers away first, torch waits
+    five seconds for each of them.
+    """
+    for part in ('train', 'val', 'test'):
+        loop = getattr(runner, f'_{part}_loop', None)
+        for holder in ('dataloader', 'dataloader_iterator'):
+            if hasattr(getattr(loop, holder, None), '_iterator'):
+                getattr(loop, holder)._iterator = None
 
 
 def _explaining(load: Callable[..., Any]) -> Callable[..., Any]:

@@ -70,6 +70,7 @@ def test_a_metric_that_is_not_given():
     assert row['note'] == 'the evaluator gave no box AP'
 
 
+@pytest.mark.slow
 def test_what_is_missing(tmp_path, monkeypatch):
     pytest.importorskip('mmseg')
     monkeypatch.chdir(tmp_path)

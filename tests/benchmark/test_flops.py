@@ -44,6 +44,7 @@ def test_by_hand(device):
     ('arch', 'numbers'),
     [('ffnet1', (13.136, 3.000, 13.020, 2.984)), ('ffnet2', (26.505, 6.060, 26.205, 6.003))],
 )
+@pytest.mark.slow
 def test_backbones_of_the_readme(arch, numbers):
     both = count_network(find_network(arch), (256, 256))
     found = [value for cost in both for value in (cost.parameters / 1e6, cost.macs / 1e9)]

@@ -81,6 +81,7 @@ def test_every_form_computes_the_same(nano, text, tolerance, tmp_path):
         assert (found > 1e-4) == form.bf16
 
 
+@pytest.mark.slow
 def test_compiled(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
     image = torch.rand(1, 3, 8, 8)

@@ -8,6 +8,7 @@ from mmffnet.benchmark.networks import PEERS, find_network
 from mmffnet.errors import UsageError
 
 
+@pytest.mark.slow
 def test_our_names():
     network = find_network('ffnet2')
     assert (network.size, network.accuracy, network.ours) == ((256, 256), 82.9, True)

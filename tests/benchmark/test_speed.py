@@ -29,6 +29,7 @@ def noted(name, notes):
     return Network(name, lambda device: Noted(name, notes).eval(), (8, 8))
 
 
+@pytest.mark.slow
 def test_everything_takes_its_turn_in_each_round(monkeypatch):
     monkeypatch.setattr(speed, '_TURN', 0.0)  # one call a turn
     notes, said = [], []
@@ -63,6 +64,7 @@ def test_what_is_fast_is_called_several_times(monkeypatch):
     assert notes == [1, 1, 100, 100]
 
 
+@pytest.mark.slow
 def test_all_forms_have_the_same_weights():
     forms = [parse_form(text) for text in ('eager', 'fused', 'channels_last', 'bf16')]
     found = measure([find_network('nano')], forms, size=(64, 64), rounds=1, progress=print)
@@ -88,6 +90,7 @@ def test_a_form_that_fails_does_not_stop_the_others():
     assert 'broken channels_last: RuntimeError: only NCHW here' in said
 
 
+@pytest.mark.slow
 def test_training():
     forms = [parse_form(text) for text in ('eager', 'bf16')]
     found = measure([find_network('nano')], forms, size=(64, 64), batch=2, rounds=1, train=True)

@@ -98,6 +98,7 @@ def test_converted_names(tmp_path):
         assert torch.equal(found['state_dict'][name], tensor)
 
 
+@pytest.mark.slow
 def test_a_training_starts_from_it_but_cannot_resume(tmp_path):
     cfg = toy_config(tmp_path / 'work')
     model = MODELS.build(cfg.model)

@@ -29,6 +29,7 @@ def test_what_is_there():
 
 
 @pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.slow
 def test_contract(name):
     assert len(Path(mmffnet.config_path(name)).read_text().splitlines()) <= 60
     cfg = read(name)

@@ -86,6 +86,7 @@ def test_what_is_there():
 
 
 @pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.slow
 def test_contract(name):
     text = Path(mmffnet.config_path(name)).read_text()
     assert len(text.splitlines()) <= 40
@@ -332,6 +333,7 @@ def test_moving_average_and_randomness():
 block = partial(pages.block, 'docs/classification.md')
 
 
+@pytest.mark.slow
 def test_own_pictures_as_documented(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ensure_shapes(tmp_path / 'data' / 'pets', 'folder', train=9, val=5, size=40)

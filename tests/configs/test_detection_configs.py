@@ -58,6 +58,7 @@ def test_what_is_there():
 
 
 @pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.slow
 def test_contract(name):
     text = Path(mmffnet.config_path(name)).read_text()
     assert len(text.splitlines()) <= 40
@@ -182,6 +183,7 @@ def rates(name):
 
 
 @pytest.mark.parametrize('name', [*ONE_X, 'detection/maskrcnn_ffnet2_3x_coco.py'])
+@pytest.mark.slow
 def test_own_recipe(name):
     cfg = read(name)
     optimizer = cfg.optim_wrapper.optimizer
@@ -205,6 +207,7 @@ def test_own_recipe(name):
 
 
 @pytest.mark.parametrize(('name', 'drop_path'), zip(CASCADES, (0.35, 0.6, 0.6), strict=True))
+@pytest.mark.slow
 def test_official_settings(name, drop_path):
     cfg = read(name)
     optimizer = dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05)
@@ -352,6 +355,7 @@ def test_official_detectors_fit(name, variant, official):
     assert {key: tuple(value.shape) for key, value in state.items()} == expected
 
 
+@pytest.mark.slow
 def test_sharded_training_builds(tmp_path):
     """All that can be seen without GPUs: mmengine takes the strategy and its settings."""
     cfg = read('detection/maskrcnn_ffnet4_fsdp_coco.py')

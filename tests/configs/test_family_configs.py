@@ -83,6 +83,7 @@ def test_what_is_there():
 
 
 @pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.slow
 def test_contract(name):
     assert len(Path(mmffnet.config_path(name)).read_text().splitlines()) <= 60
     cfg = read(name)
@@ -117,6 +118,7 @@ def test_contract(name):
 
 
 @pytest.mark.parametrize('name', CLASSIFIERS)
+@pytest.mark.slow
 def test_size_of_the_classifiers(name):
     model, known = build(name, read(name), 'meta'), metadata(name)
     side = known['Input Size']
@@ -140,6 +142,7 @@ def test_published_size(name):
 
 
 @pytest.mark.parametrize('name', SMALLEST)
+@pytest.mark.slow
 def test_trains(name):
     cfg = small(name)
     model = build(name, cfg, 'cpu')
@@ -192,6 +195,7 @@ def test_one_rate_and_one_decay(name):
 
 
 @pytest.mark.parametrize('name', [n for n in [*DETECTORS, *SEGMENTORS] if 'transnext' in n])
+@pytest.mark.slow
 def test_weight_decay_of_transnext(name):
     """The official rule goes by parts of official names, in the whole model."""
     found = groups(name)
@@ -230,6 +234,7 @@ def test_scales_of_transnext(name, tmp_path):
 
 
 @pytest.mark.parametrize('name', [n for n in CLASSIFIERS if '384' not in n])
+@pytest.mark.slow
 def test_recipe_of_the_classifiers(name):
     cfg = read(name)
     rate = 6e-3 if 'casvit' in name else 1e-3
@@ -389,6 +394,7 @@ def official_state(model):
 
 
 @pytest.mark.parametrize('name', [*DETECTORS, *SEGMENTORS])
+@pytest.mark.slow
 def test_names_of_the_official_checkpoints(name):
     model = build(name, read(name), 'meta')
     state = official_state(model)
@@ -414,6 +420,7 @@ def test_names_of_the_official_backbone(name, recorded, fixture_dir):
 
 
 @pytest.mark.parametrize('name', [n for n in SMALLEST if n not in CLASSIFIERS])
+@pytest.mark.slow
 def test_official_checkpoint_loads_strictly(name):
     cfg = small(name)
     source, model = (build(name, cfg, 'cpu') for _ in range(2))

@@ -21,6 +21,7 @@ def test_what_is_there():
 
 
 @pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.slow
 def test_attention_in_the_last_stage(name, tmp_path):
     scope = 'mmdet' if name.startswith('detection/') else 'mmseg'
     pytest.importorskip(scope)

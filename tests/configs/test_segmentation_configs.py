@@ -73,6 +73,7 @@ def test_what_is_there():
 
 
 @pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.slow
 def test_contract(name):
     text = Path(mmffnet.config_path(name)).read_text()
     assert len(text.splitlines()) <= 40
@@ -192,6 +193,7 @@ def test_deep_supervision_off():
     ('name', 'parameters', 'flops'),
     zip(UPERNETS[1:], (58, 80, 113), (942, 1010, 1158), strict=True),
 )
+@pytest.mark.slow
 def test_published_size_of_upernet(name, parameters, flops):
     """At 512x2048, counted with biases and ReLU but without SyncBN."""
     cost = count(build(read(name), 'meta'), (512, 2048))
@@ -207,6 +209,7 @@ def test_published_size_of_upernet(name, parameters, flops):
         (SYSTEMS[1], (1024, 2048), 67.758, 572.64, 576.53),
     ],
 )
+@pytest.mark.slow
 def test_published_size_of_the_system(name, size, parameters, macs, total):
     cost = count(build(read(name), 'meta'), size)
     assert cost.parameters / 1e6 == pytest.approx(parameters, abs=1e-3)
@@ -319,6 +322,7 @@ def groups(name):
     ('name', 'drop_path', 'decay', 'tensors'),
     [(SYSTEMS[0], 0.3, 0.05, 140), (SYSTEMS[1], 0.35, 0.02, None)],
 )
+@pytest.mark.slow
 def test_official_recipe_of_the_system(name, drop_path, decay, tensors):
     cfg = read(name)
     optimizer = dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=decay)
@@ -395,6 +399,7 @@ def test_ade20k_pipelines(ade20k):
     assert cfg.test_dataloader == cfg.val_dataloader
 
 
+@pytest.mark.slow
 def test_ade20k_multi_scale_and_flip(ade20k):
     cfg = read(SEMFPNS[0])
     cfg.model.backbone.update(

@@ -53,6 +53,7 @@ def test_missing_files_inside_wrappers(tmp_path):
     assert 'prepare_data' not in text
 
 
+@pytest.mark.slow
 def test_missing_coco(tmp_path, monkeypatch):
     pytest.importorskip('mmdet')
     monkeypatch.chdir(tmp_path)
@@ -128,6 +129,7 @@ def coco(tmp_path):
     ],
     ids=['corrupt', 'empty', 'missing'],
 )
+@pytest.mark.slow
 def test_bad_picture_is_named(coco, content, workers, reason):
     _, load = coco
     load.picture.unlink()
@@ -149,6 +151,7 @@ def test_class_that_the_file_lacks_is_named(coco):
         load(classes=['box', 'Disc', 'ring', 'star', 'triangle'])
 
 
+@pytest.mark.slow
 def test_classes_in_another_order_than_in_the_file(coco):
     """Labels follow the file, names the config: those in pictures would be wrong."""
     change, load = coco
@@ -189,6 +192,7 @@ def test_object_without_a_mask_is_explained(coco):
         load(filters=[masks])
 
 
+@pytest.mark.slow
 def test_useless_annotations_are_skipped(coco):
     change, load = coco
     whole = load()
@@ -249,6 +253,7 @@ def test_classes_that_do_not_occur(coco):
         load(classes=['dog', 'cat'], sampler='InfiniteSampler')
 
 
+@pytest.mark.slow
 def test_empty_data_set_is_not_waited_for(toy, tmp_path):
     cfg = toy.toy_config(tmp_path, by_epoch=False)
     cfg.train_dataloader.dataset.update(indices=[], serialize_data=False)

@@ -127,6 +127,7 @@ def test_zero_and_255_are_ignored_where_zero_is_reduced(make, warnings):
     assert not warnings
 
 
+@pytest.mark.slow
 def test_other_ignored_values(make):
     folder = make(labels_of(0, 1, 2, 100))
     assert '100 is not among the 3 classes' in refuses(folder.build())
@@ -206,6 +207,7 @@ def test_numbers_of_instances(make, number):
     assert 'Labels must fit into 8 bits' in message
 
 
+@pytest.mark.slow
 def test_missing_labels_are_found_at_the_start(make):
     folder = make(*[labels_of(0, 1, 2)] * 50)
     folder.label(7).unlink()
@@ -320,6 +322,7 @@ def training(folder, dataset):
 
 
 @pytest.mark.parametrize('wrapper', [None, 'RepeatDataset', 'ConcatDataset'])
+@pytest.mark.slow
 def test_trainings_check_labels(make, wrapper):
     folder = make(labels_of(0, 1, 5), labels_of(0, 1, 7))
     dataset = folder.config(6)
@@ -331,6 +334,7 @@ def test_trainings_check_labels(make, wrapper):
         training(folder, dataset).train()
 
 
+@pytest.mark.slow
 def test_trainings_go_through_with_good_labels(make):
     folder = make(labels_of(0, 1, 5), labels_of(0, 1, 4, 255))
     runner = training(folder, folder.config(6))
@@ -339,6 +343,7 @@ def test_trainings_go_through_with_good_labels(make):
     assert [type(step) for step in steps].count(LoadCheckedLabels) == 1
 
 
+@pytest.mark.slow
 def test_ignored_values_of_the_model_count(make):
     folder = make(labels_of(0, 1, 200))
     with pytest.raises(ValueError, match='200 is not among the 6 classes'):

@@ -148,6 +148,7 @@ def build(base, part, root):
         ('cityscapes', 'mmseg::datasets/cityscapes.py'),
     ],
 )
+@pytest.mark.slow
 def test_the_base_configs_find_what_is_prepared(name, base, shrink, tmp_path, capsys):
     folder = quick(shrink(name), tmp_path)
     for part, number in (('train', 3), ('val', 2)):

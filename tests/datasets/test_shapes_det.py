@@ -56,6 +56,7 @@ def registry():
     return DATASETS
 
 
+@pytest.mark.slow
 def test_a_runner_makes_the_data_and_the_truth_scores_one(registry, tmp_path):
     root = tmp_path / 'shapes'
     runner = Runner(
@@ -97,6 +98,7 @@ def test_samples_have_classes_masks_and_ignored_crowds(registry, tmp_path):
             assert box.tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
 
 
+@pytest.mark.slow
 def test_training_may_leave_out_pictures_without_objects(registry, tmp_path):
     every = registry.build(dataset(tmp_path / 'shapes'))
     filtered = registry.build(

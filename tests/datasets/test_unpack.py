@@ -129,6 +129,7 @@ def test_an_archive_too_large_for_the_disk_is_not_unpacked(tmp_path):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_a_folder_is_complete_or_not_there(tmp_path):
     files = {f'x/{name}': bytes([name]) * 20_000 for name in range(100)}
     path = make_zip(tmp_path / 'a.zip', files)

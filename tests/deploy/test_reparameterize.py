@@ -52,6 +52,7 @@ def trained(cfg, path):
 
 
 @pytest.mark.parametrize('make', [detector, segmentor])
+@pytest.mark.slow
 def test_checkpoint_and_config_of_the_fused_model(make, tmp_path):
     cfg = make()
     source = trained(cfg, tmp_path / 'trained.pth')

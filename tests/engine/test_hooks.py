@@ -175,6 +175,7 @@ def scaled_config(toy, folder, **changes):
     [('overflow', 1, False), ('overflow', 2, False), ('overflow_gradient', 1, True)],
     ids=['loss', 'accumulated', 'gradient'],
 )
+@pytest.mark.slow
 def test_a_skipped_step_leaves_no_trace(toy, tmp_path, action, accumulated, fused):
     changes = {
         'optim_wrapper.accumulative_counts': accumulated,
@@ -207,6 +208,7 @@ def test_a_skipped_step_leaves_no_trace(toy, tmp_path, action, accumulated, fuse
     assert {path.name for path in tmp_path.glob('epoch_*.pth')} == {'epoch_3.pth', 'epoch_4.pth'}
 
 
+@pytest.mark.slow
 def test_gradients_that_are_never_numbers_end_the_training(toy, tmp_path):
     cfg = scaled_config(toy, tmp_path)
     cfg.custom_hooks += [dict(type='FiniteLossHook', patience=2)]
@@ -225,6 +227,7 @@ def test_gradients_that_are_never_numbers_end_the_training(toy, tmp_path):
         ('before_val', 6, 'buffer', ['epoch_1.pth', 'epoch_2.pth']),
     ],
 )
+@pytest.mark.slow
 def test_nothing_that_is_no_number_is_kept(toy, tmp_path, point, iteration, what, kept):
     spoil = toy.At(point, iteration, toy.spoil, what)
     with pytest.raises(FloatingPointError, match=f'after iteration 6 1 .*{what}'):
@@ -289,6 +292,7 @@ def test_all_processes_agree_on_what_is_no_number(toy, tmp_path):
 
 
 @pytest.mark.parametrize('prepared', [True, False], ids=['tools', 'plain'])
+@pytest.mark.slow
 def test_testing_never_resumes(toy, tmp_path, prepared):
     """With the config that a resumed training left behind, by our tools or those of others."""
     cfg = toy.toy_config(tmp_path / 'work')
@@ -341,6 +345,7 @@ class Detector(torch.nn.Module):
         return self.neck(self.backbone(x))
 
 
+@pytest.mark.slow
 def test_compile_takes_backbone_and_neck():
     wrapped = torch.nn.Module()
     wrapped.module = model = Detector().eval()
@@ -354,6 +359,7 @@ def test_compile_takes_backbone_and_neck():
         CompileHook().before_run(Runner(torch.nn.Linear(1, 1)))
 
 
+@pytest.mark.slow
 def test_cuda_graphs_fall_back_visibly(toy, tmp_path, undisturbed, capfd):
     """On a CPU the training is what it is without them, and one line says so."""
     cfg = engine_runner.train_config(toy.toy_config(tmp_path), cuda_graphs=True)

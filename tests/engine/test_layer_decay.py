@@ -255,6 +255,7 @@ NANO_LAYERS = {'stem': 0, 'stages.0': 1, 'stages.1': 2, 'stages.2': 3, 'stages.3
 @pytest.mark.parametrize(
     'wrapper', [dict(), dict(accumulative_counts=2), dict(clip_grad=dict(max_norm=0.5))]
 )
+@pytest.mark.slow
 def test_one_step_moves_each_layer_as_stated(optimizer, wrapper):
     lr, weight_decay, rate, eps = 0.1, 0.3, 0.7, 1e-8
     backbone = FFNet('nano', layer_scale_init_value=0.5).double().eval()

@@ -96,6 +96,7 @@ def segmentor(tmp_path):
 
 
 @pytest.mark.parametrize('tta', [False, True])
+@pytest.mark.slow
 def test_what_the_tool_leaves(segmentor, tmp_path, tta):
     cfg, checkpoint = segmentor, tmp_path / 'x.pth'
     with DefaultScope.overwrite_default_scope('mmseg'):
@@ -124,6 +125,7 @@ def test_what_the_tool_leaves(segmentor, tmp_path, tta):
     assert re.search(r'\| +wall +\| +[\d.]+ +\|', log.read_text())  # the table of all classes
 
 
+@pytest.mark.slow
 def test_a_submission_needs_no_labels(segmentor, tmp_path):
     cfg, checkpoint = segmentor, tmp_path / 'x.pth'
     with DefaultScope.overwrite_default_scope('mmseg'):
@@ -145,6 +147,7 @@ def test_a_submission_needs_no_labels(segmentor, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_pictures_of_one_name_in_the_folders_of_classes(tmp_path):
     pytest.importorskip('mmpretrain')
     ensure_shapes(tmp_path / 'data', 'folder', train=5, val=5, size=40)

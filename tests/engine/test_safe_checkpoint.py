@@ -118,6 +118,7 @@ def raise_error(runner):
     ],
     ids=['error', 'stopped', 'finished'],
 )
+@pytest.mark.slow
 def test_handlers_of_signals_are_put_back(toy, tmp_path, handlers, action, arguments, error):
     found = []
     hooks = [toy.At('before_train_iter', 3, lambda runner: found.append(current()))]
@@ -134,6 +135,7 @@ def test_handlers_of_signals_are_put_back(toy, tmp_path, handlers, action, argum
     assert all(handler not in handlers.values() for handler in found[0].values())
 
 
+@pytest.mark.slow
 def test_ignored_signals_stay_ignored(toy, tmp_path, handlers):
     """As in a background job of a script."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -143,6 +145,7 @@ def test_ignored_signals_stay_ignored(toy, tmp_path, handlers):
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
+@pytest.mark.slow
 def test_no_space_left(toy, tmp_path):
     hook = toy.At('before_train_epoch', 3, toy.limit_file_size, 100_000)
     cfg = toy.toy_config(tmp_path, **{'default_hooks.checkpoint.max_keep_ckpts': 1})

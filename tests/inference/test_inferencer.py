@@ -5,12 +5,14 @@ import shutil
 from pathlib import Path
 
 import pages
+import pytest
 from mmengine.registry import DefaultScope
 from toy_models import make_video
 
 from mmffnet.inference import Inferencer, find_sources
 
 
+@pytest.mark.slow
 def test_documented_examples(models, pictures, tmp_path, monkeypatch, capsys):
     blocks = {name: code for name, _, code in pages.blocks('docs/inference.md')}
     config, checkpoint = models('detection')

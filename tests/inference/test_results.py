@@ -100,6 +100,7 @@ def test_probabilities_are_written(inferencers, pictures, tmp_path):
         inferencer.write(find_sources(pictures[1]), tmp_path, score_thr=0.5)
 
 
+@pytest.mark.slow
 def test_more_than_256_classes(tmp_path):
     from mmffnet.inference import Segmentation
 

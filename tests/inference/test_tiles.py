@@ -189,6 +189,7 @@ def test_labels_come_from_the_tile_that_sees_most():
     np.testing.assert_array_equal(labels[0, :50], np.arange(50))
 
 
+@pytest.mark.slow
 def test_small_pictures_are_as_without_tiles(inferencers, models, pictures):
     plain = inferencers('detection')(list(pictures))
     tiled = Inferencer(*models('detection'), tiles=96)(list(pictures))

@@ -203,6 +203,7 @@ def test_the_reference_is_the_official_network():
 
 
 @pytest.mark.parametrize('arch', PARAMETERS)
+@pytest.mark.slow
 def test_every_variant_equals_the_reference(arch):
     backbone, state = load(arch)
     x = make_input(37, 50)
@@ -213,6 +214,7 @@ def test_every_variant_equals_the_reference(arch):
 
 @settings(max_examples=6, deadline=None)
 @given(height=st.integers(32, 90), width=st.integers(32, 90))
+@pytest.mark.slow
 def test_any_size_equals_the_reference(height, width):
     backbone, state = load('et')
     x = make_input(height, width)

@@ -241,6 +241,7 @@ def test_bad_arguments(kwargs, message):
         build(**kwargs)
 
 
+@pytest.mark.slow
 def test_scripted_models_can_be_trained():
     model = FFNet('nano', drop_path_rate=0.9, with_cp=True).train()
     scripted = torch.jit.script(model)

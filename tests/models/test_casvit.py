@@ -340,6 +340,7 @@ def single(weights):
 
 
 @pytest.mark.parametrize('heads', [('head',), ('head', 'dist_head')])
+@pytest.mark.slow
 def test_imagenet_file(heads, tmp_path):
     weights = single(families.fill(official_keys(CASViT.arch_settings['xs'], heads), GAIN))
     path = str(tmp_path / 'cas-vit-xs.pth')

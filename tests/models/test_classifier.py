@@ -43,6 +43,7 @@ def logits(model, x):
         return model(x.to(next(model.parameters()).device))
 
 
+@pytest.mark.slow
 def test_logits_equal_the_committed_official_numbers(classifier):
     model, kind, variant, _ = classifier
     records = load(f'{kind}_{variant}')
@@ -68,6 +69,7 @@ def test_logits_equal_the_full_official_outputs(classifier, fixture_dir):
             assert deviation(logits(fused, x), arrays[f'logits_{size}']) < LIMIT
 
 
+@pytest.mark.slow
 def test_a_fused_model_loads_official_files(tmp_path):
     """Through mmengine, as `load_from` and tools/test.py do it."""
     weights = official.fill(official.official_keys('ffnet_1', 'cls'))
@@ -78,6 +80,7 @@ def test_a_fused_model_loads_official_files(tmp_path):
     assert deviation(logits(model, official.make_input(*record['size'])), record) < LIMIT
 
 
+@pytest.mark.slow
 def test_own_checkpoints_load_as_they_are(classifier):
     model = classifier[0]
     state = model.state_dict()
@@ -90,6 +93,7 @@ def test_own_checkpoints_load_as_they_are(classifier):
 
 
 @pytest.mark.parametrize('name', ['ffnet1_in1k', 'ffnetseg_in1k'])
+@pytest.mark.slow
 def test_initial_weights_are_the_official_ones(name):
     """Truncated normal with std 0.02 in all convolutions and linear layers, biases 0."""
     model = build(name)

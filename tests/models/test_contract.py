@@ -220,6 +220,7 @@ def test_recomputation_changes_nothing(family, device):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_fusing_changes_no_output(family, device):
     model = family.build(device).eval()
     x = torch.rand(2, 3, 64, 96, device=device)
@@ -235,6 +236,7 @@ def test_fusing_changes_no_output(family, device):
         assert len(list(fused.modules())) != parts
 
 
+@pytest.mark.slow
 def test_names(family):
     """Each parameter has one official name, and that name leads back to it."""
     model = family.build()

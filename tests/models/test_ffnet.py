@@ -54,6 +54,7 @@ def levels(backbone, x):
         return {f'out{i}': out for i, out in enumerate(backbone(x))}
 
 
+@pytest.mark.slow
 def test_outputs_equal_the_committed_official_numbers(loaded):
     records = load(f'det_{official_name(loaded.arch)}')
     assert {tuple(r['size']) for r in records} >= {(64, 64), (96, 128)}
@@ -65,6 +66,7 @@ def test_outputs_equal_the_committed_official_numbers(loaded):
 
 
 @pytest.mark.parametrize('arch', ['ffnet1', 'ffnet2'])
+@pytest.mark.slow
 def test_outputs_equal_the_full_official_outputs(arch, fixture_dir, device):
     backbone = build(arch).double().eval().to(device)
     backbone.load_state_dict(dense(arch))
@@ -81,6 +83,7 @@ def test_outputs_equal_the_full_official_outputs(arch, fixture_dir, device):
 
 
 @pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.slow
 def test_classifier_features_give_the_official_logits(arch, device):
     weights = {k: v for k, v in filled(arch).items() if not re.match(r'norm\d', k)}
     head = {k: weights.pop(f'head.{k}') for k in ('weight', 'bias')}
@@ -95,6 +98,7 @@ def test_classifier_features_give_the_official_logits(arch, device):
 
 @settings(max_examples=6, deadline=None)
 @given(height=st.integers(32, 90), width=st.integers(32, 90))
+@pytest.mark.slow
 def test_any_size_equals_the_reference(height, width):
     weights = dense('ffnet1')
     backbone = build('ffnet1').double().eval()
@@ -106,6 +110,7 @@ def test_any_size_equals_the_reference(height, width):
 
 
 @pytest.mark.parametrize('arch', ['ffnet1', 'ffnet3'])
+@pytest.mark.slow
 def test_training_equals_the_reference(arch, device):
     """Outputs from batch statistics, running statistics after the step, and all gradients."""
     weights = dense(arch)
@@ -163,6 +168,7 @@ SIZES_PUBLISHED = {
 
 
 @pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.slow
 def test_parameters_and_macs(arch):
     backbone = build(arch).eval()
     for form, (params, macs) in zip(('unfused', 'fused'), SIZES_PUBLISHED[arch], strict=True):
@@ -197,6 +203,7 @@ def test_every_registry_builds_it(registry):
     assert [tuple(out.shape) for out in outs] == [(1, 64, 5, 9), (1, 256, 2, 3)]
 
 
+@pytest.mark.slow
 def test_initialisation():
     backbone = build('ffnet3', layer_scale_init_value=1e-6)
     backbone.init_weights()

@@ -104,6 +104,7 @@ def test_logits_equal_the_full_official_ones(fixture_dir):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_both_forms_equal_the_reference(loaded, device):
     variant, head = loaded
     maps = official.make_features(64, 96, batch=2)
@@ -349,6 +350,7 @@ def test_weights_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize('deploy', [False, True])
 @torch.no_grad()
+@pytest.mark.slow
 def test_trace_and_export(deploy):
     head = build_tiny(head_depth=1, deploy=deploy).eval()
     maps, other = tiny_maps(64, 96, batch=2), tiny_maps(70, 50)
@@ -361,6 +363,7 @@ def test_trace_and_export(deploy):
             torch.testing.assert_close(run(inputs), head(inputs), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiles_without_graph_breaks():
     """A training step; with the code generator left out, which is PyTorch's own affair."""
     torch._dynamo.reset()

@@ -63,6 +63,7 @@ def levels(backbone, x):
         return {f'out{i}': out for i, out in enumerate(backbone(x))}
 
 
+@pytest.mark.slow
 def test_outputs_equal_the_committed_official_numbers(loaded):
     records = load('seg_ffnet_seg')
     assert {tuple(r['size']) for r in records} == {(64, 64), (96, 128)}
@@ -72,6 +73,7 @@ def test_outputs_equal_the_committed_official_numbers(loaded):
         assert deviation(outs[record['array']], record) < LIMIT, record['array']
 
 
+@pytest.mark.slow
 def test_outputs_equal_the_full_official_outputs(loaded, fixture_dir):
     fused = mmffnet.reparameterize(copy.deepcopy(loaded))
     with np.load(fixture_dir / 'seg_ffnet_seg.out.npz') as arrays:
@@ -84,6 +86,7 @@ def test_outputs_equal_the_full_official_outputs(loaded, fixture_dir):
 
 
 @pytest.mark.parametrize('size', [(32, 32), (47, 81)])
+@pytest.mark.slow
 def test_any_size_and_both_forms_equal_the_reference(loaded, size, device):
     x = official.make_input(*size)
     expected, _ = official.forward(trunk(), x)
@@ -95,6 +98,7 @@ def test_any_size_and_both_forms_equal_the_reference(loaded, size, device):
             assert deviation(out, expected[name].numpy()) < LIMIT
 
 
+@pytest.mark.slow
 def test_parameters_and_macs(loaded, device):
     """At 512x512: 55.642 and, fused, 54.854 billion multiply-adds."""
     backbone = copy.deepcopy(loaded).float()

@@ -232,6 +232,7 @@ def imagenet():
     return {k: v.float() for k, v in families.fill(keys).items()}
 
 
+@pytest.mark.slow
 def test_imagenet_file_by_its_short_name(imagenet, tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     path = tmp_path / 'hub' / 'checkpoints' / official_url('poolformer-s12').rpartition('/')[2]

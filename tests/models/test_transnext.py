@@ -264,6 +264,7 @@ def test_the_reference_is_the_official_network():
     img_size=st.sampled_from([None, 64, 75, 96, 224]),
     pretrain_size=st.sampled_from([64, 100, 224, 256]),
 )
+@pytest.mark.slow
 def test_any_size_equals_the_reference(height, width, img_size, pretrain_size):
     """In both modes."""
     weights = families.fill(official_keys(TINY))

@@ -81,6 +81,7 @@ def test_float32_to_its_rounding(kernel, stride, multiplier, layout):
 
 
 @pytest.mark.parametrize(('stride', 'multiplier'), [(1, 1), (2, 1), (2, 2), (1, 2)])
+@pytest.mark.slow
 def test_gradients_of_gradients(stride, multiplier):
     args = make((5, 5), multiplier, (5, 6))
 

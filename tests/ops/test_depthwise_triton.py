@@ -71,6 +71,7 @@ def in_float64(tensors):
     ids=str,
 )
 @pytest.mark.usefixtures('small_blocks')
+@pytest.mark.slow
 def test_convolution(size, kernel, stride, multiplier, dtype, device):
     x, weight = make(size, [kernel], multiplier, dtype, device)
     bias = torch.randn(len(weight), device=device, dtype=dtype).requires_grad_()
@@ -113,6 +114,7 @@ def test_layouts_do_not_matter(device):
     ids=str,
 )
 @pytest.mark.usefixtures('small_blocks')
+@pytest.mark.slow
 def test_norms(size, sizes, stride, multiplier, dtype, device):
     x, *weights = make(size, sizes, multiplier, dtype, device)
     count = len(sizes)
@@ -203,6 +205,7 @@ def outcome(model, x, kernels):
 
 @pytest.mark.parametrize('mode', ['train', 'eval', 'mixed'])
 @pytest.mark.parametrize('block', ['pair', 'strips', 'norm'])
+@pytest.mark.slow
 def test_blocks_use_them_when_asked_for(block, mode, device, monkeypatch):
     used = count_calls(monkeypatch)
     if block == 'norm':
@@ -365,6 +368,7 @@ def test_kernels_compile_ahead():
     subprocess.run([sys.executable, str(script), '75', '80', '90'], env=env, check=True)
 
 
+@pytest.mark.slow
 def test_tuning(device, tmp_path, monkeypatch):
     """Choices that were measured are used, and PyTorch's own where that was faster."""
     block = ConvNorm(3, 3, 3, groups=3).to(device)

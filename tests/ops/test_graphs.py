@@ -73,6 +73,7 @@ def test_copies_have_no_graphs(nano):
     assert list(nano.state_dict()) == names and other._compiled_call_impl is None
 
 
+@pytest.mark.slow
 def test_what_has_been_compiled_stays_so(nano):
     calls = []
 

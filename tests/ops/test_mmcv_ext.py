@@ -323,6 +323,7 @@ def test_roi_align_of_broken_rois():
         )
 
 
+@pytest.mark.slow
 def test_roi_align_where_the_matrix_would_be_too_large():
     """Large RoIs on a fine map: torchvision's way, with the same gradients."""
     image = torch.randn(1, 2, 8, 8)
@@ -682,6 +683,7 @@ def small_detector(name):
     'name',
     ['mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 'retinanet/retinanet_r50_fpn_1x_coco.py'],
 )
+@pytest.mark.slow
 def test_detector_losses_gradients_and_predictions(name, device):
     pytest.importorskip('mmdet')
     from mmdet.testing import demo_mm_inputs

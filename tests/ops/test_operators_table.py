@@ -25,6 +25,7 @@ def script():
     return module
 
 
+@pytest.mark.slow
 def test_table_is_up_to_date(script):
     assert script.table() == PAGE, 'run python tools/dev/operators_table.py'
 

@@ -182,6 +182,7 @@ def test_many_classes_most_of_them_empty(tmp_path):
 
 
 @pytest.mark.parametrize('minutes', [0.001, 1000])
+@pytest.mark.slow
 def test_the_schedule_goes_by_the_budget(tmp_path, minutes):
     root, out = labelled.write_folders(tmp_path / 'data'), tmp_path / 'out'
     said = []

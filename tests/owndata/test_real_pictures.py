@@ -145,6 +145,7 @@ def test_outlines(photographs, format, tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['index', 'palette', 'colours'])
+@pytest.mark.slow
 def test_masks(photographs, kind, tmp_path):
     root = tmp_path / 'ade'
     shutil.copytree(photographs / 'ade_sample' / 'images', root / 'images')

@@ -12,6 +12,7 @@ def tool(toy, folder, *arguments):
     return child.wait(), child.text
 
 
+@pytest.mark.slow
 def test_backbone(toy, tmp_path):
     status, text = tool(toy, tmp_path, 'ffnet2', '--depth', '1')
     assert status == 0
@@ -23,6 +24,7 @@ def test_backbone(toy, tmp_path):
     assert [line.split()[0] for line in lines[4:]] == ['stem', 'stages']
 
 
+@pytest.mark.slow
 def test_config_of_any_size(toy, tmp_path):
     pytest.importorskip('mmseg')
     config = 'segmentation/semfpn_nano_shapes.py'

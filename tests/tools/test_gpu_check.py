@@ -18,6 +18,7 @@ def gpu_check():
     return module
 
 
+@pytest.mark.slow
 def test_quick_checks_pass_on_the_cpu(gpu_check, tmp_path, capsys):
     out = tmp_path / 'new' / 'found.json'
     assert gpu_check.main(['--device', 'cpu', '--out', str(out), '--only', *QUICK]) == 0

@@ -139,6 +139,7 @@ def test_default_folder_and_classifier(infer, place):
         ([DETECTOR, 'detection.pth', 'photos', '--out-dir', 'broken.jpg'], 'cannot write to'),
     ],
 )
+@pytest.mark.slow
 def test_mistakes_are_one_line(infer, arguments, message):
     status, out, err = infer(*arguments)
     assert status == 2 and not out

@@ -112,6 +112,7 @@ def test_a_picture_is_painted_and_the_slider_decides(
         ([DETECTOR, 'detection.pth', '--host', '192.0.2.1', '--port', '9'], 'cannot listen at'),
     ],
 )
+@pytest.mark.slow
 def test_mistakes_are_one_line(tool, place, monkeypatch, capsys, arguments, message):
     pytest.importorskip('gradio', reason="pip install 'gradio>=6'")
     monkeypatch.chdir(place)
