@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import labelled_pictures as labelled
 import pytest
@@ -18,6 +19,7 @@ from mmffnet.errors import UsageError
 from mmffnet.sharing.push import push
 
 pytest.importorskip('huggingface_hub')
+PARTS = ('train', 'val', 'test')
 PIPELINES = ('image-segmentation', 'image-segmentation', 'image-classification')
 
 
@@ -138,6 +140,9 @@ json.dump(statuses, open('statuses.json', 'w'))
 def test_push_and_use(models, toy, tmp_path):
     """Uploaded by the real client, then used by the tools by its address."""
     config, checkpoint = models['classification']
+    detector, weights = models['detection']
+    few = [f'{part}_dataloader.dataset.shapes.{n}=2' for part in PARTS for n in ('train', 'val')]
+    few += ['train_dataloader.batch_size=2', 'train_cfg.max_iters=1', 'load_from=hf://me/det/a.pth']
     make_pictures(tmp_path / 'photos', number=1)
     labelled.write_folders(tmp_path / 'data')
     address = 'hf://me/net/model.safetensors'
@@ -153,10 +158,13 @@ def test_push_and_use(models, toy, tmp_path):
         ('infer', 'hf://me/net/config.py', address, 'photos'): 2,
         ('reparameterize', config, address, 'fused.safetensors'): 0,
         ('infer', 'fused.py', 'fused.safetensors', 'photos', '--out-dir', 'fused'): 0,
-        ('export', config, address, '--format', 'torchscript', '--out', 'net.torchscript'): 0,
+        ('export', config, address, '--format', 'onnx', '--out', 'net.onnx'): 0,
+        ('test', detector, 'hf://me/det/a.pth', '--cfg-options', *few[:-1]): 0,
+        ('train', detector, '--work-dir', 'here', '--cfg-options', *few): 0,
         ('finetune', 'data', '--dry-run', '--weights', address, '--out', 'tuned'): 0,
     }
     with hub_server() as hub:
+        hub.add('me/det', {'a.pth': Path(weights).read_bytes()})
         environment = dict(
             HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / 'home'), HF_HUB_DISABLE_XET='1'
         )
@@ -171,6 +179,7 @@ def test_push_and_use(models, toy, tmp_path):
     statuses = json.loads((tmp_path / 'statuses.json').read_text())
     assert statuses == list(commands.values()), child.text
     assert 'Traceback' not in child.text and child.text.count('HF_TOKEN') == 3
+    assert (tmp_path / 'here' / 'iter_1.pth').is_file()
     assert set(files) == {'README.md', 'config.py', 'model.safetensors'}
     (tmp_path / 'model.safetensors').write_bytes(files['model.safetensors'])
     (tmp_path / 'config.py').write_bytes(files['config.py'])
