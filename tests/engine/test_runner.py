@@ -2,8 +2,10 @@
 
 import copy
 import functools
+import multiprocessing
 from pathlib import Path
 
+import mmengine
 import numpy as np
 import pytest
 import torch
@@ -12,12 +14,14 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 
 from mmffnet.engine import ChannelsLastHook, runner
-from mmffnet.engine.runner import build_runner, read_config, test_config, train_config
+from mmffnet.engine.runner import build_runner, read_config, run, test_config, train_config
 from mmffnet.errors import UsageError
 from mmffnet.ops import depthwise_cpu
 
 UPERNET = 'segmentation/upernet_ffnet2_ade20k.py'
 DETECTOR = 'detection/maskrcnn_ffnet2_coco.py'
+#: What reads the metafiles
+SEARCH = ('_get_external_cfg_path', mmengine.config.utils._get_external_cfg_path)
 test_config.__test__ = False  # a function of ours, not a test
 
 
@@ -51,6 +55,31 @@ def test_read_config(tmp_path):
     mine = tmp_path / 'mine.py'
     mine.write_text("work_dir = 'there'\n")
     assert read_config(str(mine)).work_dir == 'there'
+
+
+def test_configs_of_packages_are_found_without_their_metafiles(tmp_path, monkeypatch):
+    pytest.importorskip('mmdet')
+    mine = tmp_path / 'mine.py'
+    mine.write_text("_base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'\n")
+    with monkeypatch.context() as patch:  # as mmengine does it
+        patch.setattr(mmengine.config.config, *SEARCH)
+        there = Config.fromfile(mine).to_dict()
+    monkeypatch.setattr('mmengine.config.utils._get_cfg_metainfo', pytest.fail)
+    cfg = read_config(str(mine)).to_dict()
+    assert there == {k: v for k, v in cfg.items() if k not in ('work_dir', 'launcher')}
+    monkeypatch.undo()
+    mine.write_text("_base_ = 'mmdet::yolo/no_such.py'\n")
+    with pytest.raises(UsageError, match='no_such'):
+        read_config(str(mine))
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_workers_end_with_the_training(toy, tmp_path, by_epoch):
+    """At once, while the runner is still there."""
+    cfg = toy.toy_config(tmp_path, by_epoch, workers=1)
+    runner = build_runner(train_config(cfg))
+    run(runner, 'train')
+    assert runner.iter == 12 and multiprocessing.active_children() == []
 
 
 def test_train_options(checkpoint):

@@ -89,7 +89,7 @@ class _Iterator:
     def __init__(self, loader: DataLoader, skip: int) -> None:
         self.loader = loader
         self.skip = skip
-        self.batches: Iterator | None = None
+        self._iterator: Iterator | None = None  # as mmengine calls it
 
     def __iter__(self) -> '_Iterator':
         return self
@@ -98,9 +98,9 @@ class _Iterator:
         if self.skip:
             self.skip -= 1
             return None
-        if self.batches is None:
-            self.batches = iter(self.loader)
-        return next(self.batches)
+        if self._iterator is None:
+            self._iterator = iter(self.loader)
+        return next(self._iterator)
 
 
 def _load_batch(load: Callable[[Sequence[int]], Any], indices: Any) -> Any:
