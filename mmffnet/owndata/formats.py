@@ -325,7 +325,7 @@ def _labelme_thing(
     label: str, points: list, shape_type: str = 'polygon', **_: Any
 ) -> dict[str, Any]:
     label, corners = str(label), np.array(points, float).reshape(-1, 2)
-    if shape_type == 'rectangle' and len(points) == 2:
+    if shape_type == 'rectangle' and len(points) >= 2:  # two corners, or four in other tools
         return _thing(label, _box(corners))
     if shape_type == 'circle' and len(points) == 2:  # its centre, and a point on it
         angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
@@ -410,7 +410,7 @@ def _read_voc(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
         if line.strip()
     }
     for path in folder.endings('.xml'):
-        if b'<annotation' in path.read_bytes()[:1024]:
+        if re.search(rb'<annotation[\s>]', path.read_bytes()[:1024]):
             with _reading(path, 'a Pascal VOC annotation'):
                 tree = ET.parse(path)
                 name = tree.findtext('filename') or path.name

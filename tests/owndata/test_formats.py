@@ -115,6 +115,7 @@ def test_labelme_shapes(tmp_path):
     root = labelled.write_labelme(tmp_path)
     shapes = [
         dict(label='cat', points=[[30, 40], [10, 20]], shape_type='rectangle'),
+        dict(label='cat', points=[[2, 3], [8, 3], [8, 7], [2, 7]], shape_type='rectangle'),
         dict(label='cat', points=[[40, 30], [50, 30]], shape_type='circle'),
         dict(label='cat', points=[[4, 4], [5, 5]], shape_type='line'),
     ]
@@ -123,6 +124,7 @@ def test_labelme_shapes(tmp_path):
     (picture,) = [p for p in data.pictures if p.path.stem == 'a1']
     assert [thing['bbox'] for thing in picture.objects] == [
         [10, 20, 20, 20],
+        [2, 3, 6, 4],
         pytest.approx([30, 20, 20, 20], abs=0.1),
     ]
     assert data.task == 'det'  # the rectangle has no outline
@@ -224,10 +226,12 @@ def test_yolo_by_a_list_of_classes(tmp_path):
     assert [found[name] for name in labels] == [expected[name] for name in labels]
 
 
-def test_yaml_that_has_nothing_to_do_with_it(tmp_path):
+def test_other_files_that_have_nothing_to_do_with_it(tmp_path):
     root = labelled.write_voc(tmp_path)
     (root / 'deploy.yml').write_text('names: [server, client]\nreplicas: 2\n')
-    assert read_own_data(root).format == 'voc'
+    (root / 'annotations.xml').write_text('<annotations><version>1.1</version></annotations>')
+    data = read_own_data(root)
+    assert data.format == 'voc' and data.remarks == []
 
 
 def test_voc_with_its_masks(tmp_path):
