@@ -1,9 +1,11 @@
 """The pages of data and of results: HTML files that hold all they show."""
 
 import base64
+import contextlib
 import html
 import io
 import json
+import math
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -234,15 +236,19 @@ def _draw_precision(results: Results) -> str:
 def _draw_training(scalars: Sequence[Path]) -> str:
     """Loss of the training and metrics of the tests, over the steps."""
     texts = [log.read_text(encoding='utf-8') for log in scalars]  # one for each time it was resumed
-    lines = [json.loads(line) for text in texts for line in text.splitlines()]
-    losses = sorted({line['step']: line['loss'] for line in lines if 'loss' in line}.items())
+    lines = []
+    for line in (line for text in texts for line in text.splitlines()):
+        with contextlib.suppress(json.JSONDecodeError):  # what was being written when it was killed
+            lines.append(json.loads(line))
+    by_step = {line['step']: line['loss'] for line in lines if 'loss' in line}
+    losses = sorted((step, loss) for step, loss in by_step.items() if math.isfinite(loss))
     left, axes = _chart('step', 'loss')
     if losses:
         axes.plot(*zip(*losses, strict=True), lw=1.2)
         axes.set_ylim(0, 1.2 * float(np.quantile([loss for _, loss in losses], 0.98)))
     tests = [line for line in lines if 'loss' not in line and 'lr' not in line]
-    by_step = losses and tests and max(line['step'] for line in tests) >= losses[-1][0]
-    right, axes = _chart('step' if by_step else 'epoch', 'validation')
+    steps = losses and tests and max(line['step'] for line in tests) >= losses[-1][0]
+    right, axes = _chart('step' if steps else 'epoch', 'validation')
     wanted = ('bbox_mAP', 'bbox_mAP_50', 'segm_mAP', 'mIoU', 'top1')
     for key in sorted({key for line in tests for key in line if key.endswith(wanted)}):
         points = sorted({line['step']: line[key] for line in tests if key in line}.items())

@@ -100,7 +100,10 @@ def write_annotations(data: OwnData, out: Path) -> dict[str, str]:
             for name, picture in pictures.items():
                 mask = folder / 'masks' / f'{name}.png'
                 mask.parent.mkdir(parents=True, exist_ok=True)
-                labels = index_mask(read_mask(picture.mask), data.values)  # type: ignore[arg-type]
+                if picture.mask is None:
+                    labels = _paint(data.classes, picture)
+                else:
+                    labels = index_mask(read_mask(picture.mask), data.values)
                 Image.fromarray(labels).save(mask)
         else:
             lines = [json.dumps(_coco(data.classes, pictures))]
@@ -108,6 +111,28 @@ def write_annotations(data: OwnData, out: Path) -> dict[str, str]:
         path.write_text(''.join(lines), encoding='utf-8')
         files[split] = str(path)
     return files
+
+
+def paint_outlines(data: OwnData) -> None:
+    """Make data of outlines such of classes of pixels, of which the first is the background."""
+    data.task = 'seg'
+    data.classes = list(dict.fromkeys(['background', *data.classes]))
+    for picture in data.pictures:
+        box = [0, 0, *picture.size]
+        picture.objects.insert(0, dict(category='background', bbox=box, iscrowd=0))
+
+
+def _paint(classes: list[str], picture: Picture) -> np.ndarray:
+    """The class of each pixel; small objects lie on large ones."""
+    from pycocotools import mask as rle
+
+    width, height = picture.size
+    labels = np.full((height, width), classes.index('background'), np.uint8)
+    outlined = [thing for thing in picture.objects if 'segmentation' in thing]
+    packed = [as_run_lengths(thing['segmentation'], width, height) for thing in outlined]
+    for i in np.argsort([-float(rle.area(shape)) for shape in packed], kind='stable'):
+        labels[rle.decode(packed[i]) > 0] = classes.index(outlined[i]['category'])
+    return labels
 
 
 def _coco(classes: list[str], pictures: dict[str, Picture]) -> dict[str, Any]:

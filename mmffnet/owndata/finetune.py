@@ -4,6 +4,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from mmffnet.benchmark.page import list_items, write_html, write_report
 from mmffnet.checkpoint import read_checkpoint, save_atomically
 from mmffnet.engine import runner
@@ -12,9 +14,9 @@ from mmffnet.engine.resume import find_checkpoint
 from mmffnet.errors import UsageError
 from mmffnet.inference.tiles import Tiling
 
-from .convert import split_pictures, write_annotations
-from .formats import read_own_data
-from .recipe import choose, fit_epochs, write_config
+from .convert import paint_outlines, split_pictures, write_annotations
+from .formats import outline_boxes, read_own_data
+from .recipe import choose, fit_epochs, halve_batch, write_config
 from .report import examine, read_pictures
 from .tiles import cut_into_tiles
 
@@ -64,8 +66,16 @@ def finetune(
     if config.exists():
         raise UsageError(f'{config} exists: train with it by --resume, or choose another --out')
     data = read_own_data(root, format)
-    if folder.resolve().is_relative_to(data.root.resolve()):
-        raise UsageError(f'{folder} is inside of the data, which are never changed: choose --out')
+    here, there = folder.resolve(), data.root.resolve()
+    if here.is_relative_to(there) or there.is_relative_to(here):
+        raise UsageError(f'{folder} holds or is in the data, which are never changed: choose --out')
+    page = folder / 'data.html'
+    if folder.is_dir() and any(folder.iterdir()) and not page.is_file():
+        raise UsageError(f'{folder} holds other files, which would be replaced: choose --out')
+    if task == 'instance' and data.task == 'det' and data.has_outlines:
+        outline_boxes(data)
+    if task == 'seg' and data.task == 'instance':
+        paint_outlines(data)
     if task not in (None, data.task, 'det') or (task == 'det' and data.task in ('seg', 'cls')):
         raise UsageError(f'the {data.format} labels of {root} are for {data.task}, not {task}')
     data.task = task or data.task
@@ -80,7 +90,7 @@ def finetune(
     say(report.as_text())
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        page, title = folder / 'data.html', f'{data.root.resolve().name}: data'
+        title = f'{there.name}: data'
         write_html(page, title, [report.as_html()])
         if report.fatal:
             raise UsageError(f'{report.fatal[0]}; all that was found: {page}')
@@ -91,9 +101,16 @@ def finetune(
         files = write_annotations(data, folder)
         recipe.epochs = epochs or recipe.epochs
         write_config(recipe, data, files, config)
-        if minutes and not epochs:
-            step = measure_step(runner.read_config(str(config)))
-            fit_epochs(recipe, data, minutes, step)
+        budget = None if epochs else minutes
+        while budget or torch.cuda.is_available():
+            try:
+                step = measure_step(runner.read_config(str(config)))
+                break
+            except torch.OutOfMemoryError:
+                halve_batch(recipe)
+            write_config(recipe, data, files, config)
+        if budget:
+            fit_epochs(recipe, data, budget, step)
             write_config(recipe, data, files, config)
         write_html(page, title, [report.as_html(), list_items('Settings', recipe.reasons)])
     except BaseException as error:

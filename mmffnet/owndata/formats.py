@@ -4,6 +4,8 @@ Libraries that read them (supervision, say) want to be told the format and the p
 into masks, and do not name the file in errors; what is left to do around them is no shorter.
 """
 
+import base64
+import io
 import json
 import os
 import re
@@ -27,11 +29,21 @@ from mmffnet.inference.sources import PICTURES
 UNREADABLE = (OSError, SyntaxError, ValueError)
 
 _SPLITS = {'train': 'train training', 'val': 'val valid validation dev', 'test': 'test testing'}
-_MASK_FOLDERS = ('annotations', 'gt', 'labels', 'mask', 'masks', 'segmentationclass')
+_MASK_FOLDERS = (
+    *('annotations', 'gt', 'labels', 'mask', 'masks', 'segmentationclass', 'segmentationclasspng'),
+)
+#: What tools write beside pictures and classes of pixels: numbers of objects, and drawings
+_SKIPPED = ('segmentationobject', 'segmentationobjectpng', 'segmentationclassvisualization')
 _PICTURE_FOLDERS = ('image', 'images', 'img', 'imgs', 'jpegimages', 'photos', 'pictures')
 _MASK_FILES = ('.bmp', '.png', '.tif', '.tiff')
 _CLASS_FILES = ('classes.txt', 'labels.txt', 'class_names.txt', 'obj.names')
-_MASK_WORD = re.compile(r'[_\-.](mask|label|labels|seg)$', re.IGNORECASE)
+_MASK_WORD = re.compile(r'[_\-.](mask|label|labels|seg|gt)$', re.IGNORECASE)
+_PICTURE_SUFFIX = r'\.(jpe?g|png|bmp|tiff?|webp)'
+_MASK_NAME = re.compile(
+    rf'^(mask|label|labels|seg|gt)[_\-]|({_PICTURE_SUFFIX})?{_MASK_WORD.pattern}|{_PICTURE_SUFFIX}$',
+    re.IGNORECASE,
+)
+_FEW = 0.1  # of the objects that may lack an outline where the others have one
 _IGNORED = 255
 _COLOUR = 2**24  # what values of masks that are colours begin with
 
@@ -89,6 +101,12 @@ class OwnData:
     values: dict[int, int] = field(default_factory=dict)  #: The class of each value of masks
     tiles: int | None = None  #: Size of the tiles to cut the pictures into
 
+    @property
+    def has_outlines(self) -> bool:
+        return any(
+            'segmentation' in thing for picture in self.pictures for thing in picture.objects
+        )
+
     def part(self, split: str) -> list[Picture]:
         return [picture for picture in self.pictures if picture.split == split]
 
@@ -109,7 +127,11 @@ class Folder:
                 folders.clear()
                 continue
             walked.add(real)
-            folders[:] = [name for name in folders if not name.startswith(('.', '__MACOSX'))]
+            folders[:] = [
+                name
+                for name in folders
+                if not name.startswith(('.', '__MACOSX')) and name.lower() not in _SKIPPED
+            ]
             self.files += [Path(place, name) for name in names if not name.startswith('.')]
         self.files = sorted(path for path in self.files if path.is_file())
         self.pictures = dict.fromkeys(self.endings(*PICTURES))
@@ -137,21 +159,32 @@ class Folder:
                 found[path] = content
         return found
 
-    def locate(self, names: list[str], near: list[Path], split: str | None = None) -> Path | None:
-        """The picture that labels mean: by its path, or else by its name if one alone has it."""
-        names = [name.replace('\\', '/') for name in names]
-        for folder in near:
+    def by_path(self, names: list[str], near: list[Path]) -> Path | None:
+        """The picture that labels mean by its path, or by the end of it that one alone has."""
+        for place in near:
             for name in names:
-                if (place := Path(os.path.normpath(folder / name))) in self.pictures:
-                    return place
+                if (path := Path(os.path.normpath(place / name))) in self.pictures:
+                    return path
+        for parts in (Path(name).parts for name in names):
+            for count in range(len(parts), 1, -1):
+                same = [p for p in self._of_stem(parts[-1]) if p.parts[-count:] == parts[-count:]]
+                if len(same) == 1:
+                    return same[0]
+        return None
+
+    def by_name(self, names: list[str], near: list[Path], split: str | None = None) -> Path | None:
+        """The picture that labels mean, if its name in their folder or split is one alone's."""
         for name in names:
-            places = self.by_stem.get(Path(name).stem, [])
+            places = self._of_stem(name)
             same_split = [p for p in places if split and self.split_of(p) == split]
             places = [p for p in places if p.parent in near] or same_split or places
             places = [p for p in places if p.name == Path(name).name] or places
             if len(places) == 1:
                 return places[0]
         return None
+
+    def _of_stem(self, name: str) -> list[Path]:
+        return self.by_stem.get(Path(name).stem, [])
 
     def split_of(self, path: Path) -> str | None:
         """The split that a folder between the root and a file is called after."""
@@ -171,8 +204,15 @@ def read_own_data(root: str | Path, format: str | None = None) -> OwnData:
     folder = Folder(root)
     if not folder.pictures:
         raise UsageError(f'{root} holds no pictures ({", ".join(PICTURES)})')
-    names = FORMATS[:-1] if format is None else [format]
-    found = [data for name in names if (data := _READERS[name](folder))]
+    found: list[OwnData] = []
+    refused: list[UsageError] = []
+    for name in FORMATS[:-1] if format is None else [format]:
+        try:
+            found += filter(None, [_READERS[name](folder)])
+        except UsageError as error:
+            refused.append(error)
+    if refused and not found:
+        raise refused[0]
     if folder.faults and (not found or found[0].format in ('coco', 'labelme')):
         raise folder.faults[0]
     if len(found) > 1:
@@ -181,6 +221,14 @@ def read_own_data(root: str | Path, format: str | None = None) -> OwnData:
             f'{root} holds labels in more than one format, {several}: say which with --format'
         )
     data = found[0] if found else _read_folders(folder) if format is None else None
+    if data and not found:
+        others = [name for name in data.classes if name.lower() in _MASK_FOLDERS + _PICTURE_FOLDERS]
+        if others:
+            raise UsageError(
+                f'{root}: the folders {", ".join(others)} look like pictures and masks, but no '
+                'mask (PNG, BMP, TIFF) is called as a picture; if they are classes, say '
+                '--format folders'
+            )
     if data is None:
         wanted = format or 'COCO or LabelMe json, YOLO data.yaml, VOC xml, masks, class folders'
         raise UsageError(f'{root} holds pictures, but no labels: looked for {wanted}')
@@ -234,39 +282,68 @@ def _read_objects(
     """
     classes: list[str] = []
     entries = list(read(folder, classes))
+    if not entries:
+        return None
+    entries.sort(key=lambda entry: entry[2] is None)  # a file of all may be beside those of parts
     pictures: dict[Path, Picture] = {}
     faults: dict[str, list[str]] = {}
-    for path, names, split, size, things in entries:
-        place = folder.locate(names, [path.parent, folder.root], split)
+    asked = [([n.replace('\\', '/') for n in e[1]], [e[0].parent, folder.root]) for e in entries]
+    places = [folder.by_path(*names) for names in asked]
+    certain = set(places)
+    for (path, _, split, size, things), names, place in zip(entries, asked, places, strict=True):
+        if place is None and (place := folder.by_name(*names, split)) in certain:
+            place = None
         if place is None or place in pictures:
             fault = 'are labelled already' if place else 'are not there'
-            faults.setdefault(fault, []).append(f'{names[0]} ({path.name})')
+            faults.setdefault(fault, []).append(f'{names[0][0]} ({path.name})')
         else:
             objects = [thing for thing in things if 'bbox' in thing]
             pictures[place] = Picture(place, split, objects, labelled_size=size)
-    kinds = sorted({one['kind'] for entry in entries for one in entry[4] if 'kind' in one})
-    remarks = [f'shapes of the kind {kind} are left out' for kind in kinds]
+    remarks = []
+    for kind in sorted(
+        {str(one['kind']) for entry in entries for one in entry[4] if 'kind' in one}
+    ):
+        files = [e[0].name for e in entries for one in e[4] if str(one.get('kind')) == kind]
+        remarks.append(listed(f'shapes of the kind {kind} are left out, as if nothing was', files))
     for fault, found in faults.items():
         remarks.append(listed(f'labels are for pictures that {fault}', found))
-    if not entries:
-        return None
     others = [path for path in folder.pictures if not _is_mask(path.relative_to(folder.root))]
     others = [path for path in others if path not in pictures]
+    folders, stems = {path.parent for path in pictures}, {path.stem for path in pictures}
+    drawn = {path.parent for path in others if path.stem in stems} - folders
     if rest and pictures:
-        pictures |= {path: Picture(path) for path in others}
-    elif others:
+        pictures |= {path: Picture(path) for path in others if path.parent not in drawn}
+        others = [path for path in others if path.parent in drawn]
+    if others:
         remarks.append(_left_out('pictures that no label is for', others))
     if not classes:
         classes = sorted({name for picture in pictures.values() for name in picture.classes})
     things = [thing for p in pictures.values() for thing in p.objects if not thing['iscrowd']]
     outlines = [thing['segmentation'] for thing in things if 'segmentation' in thing]
     boxes = all(isinstance(s, list) and all(map(_is_rectangle, s)) for s in outlines)
-    lacking = len(things) - len(outlines)
-    if lacking and not boxes:
-        remarks.append(f'{lacking} of {len(things)} objects have no outline: boxes are learned')
-    task = 'det' if boxes or lacking else 'instance'
     classes = list(dict.fromkeys(classes))
-    return OwnData(folder.root, format, task, classes, [*pictures.values()], remarks)
+    data = OwnData(folder.root, format, 'det', classes, [*pictures.values()], remarks)
+    lacking = len(things) - len(outlines)
+    if lacking <= _FEW * len(things) and not boxes:
+        outline_boxes(data)
+    elif lacking and not boxes:
+        remarks.append(
+            f'{lacking} of {len(things)} objects have no outline: boxes are learned, unless '
+            '--task instance takes these boxes for outlines'
+        )
+    return data
+
+
+def outline_boxes(data: OwnData) -> None:
+    """Make data of boxes such of outlines: the box is that of objects that have no other."""
+    data.task, count = 'instance', 0
+    for thing in (thing for picture in data.pictures for thing in picture.objects):
+        if 'segmentation' not in thing:
+            x, y, w, h = thing['bbox']
+            thing['segmentation'] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            count += 1
+    if count:
+        data.remarks.append(f'{count} objects have no outline, and get that of their box')
 
 
 def _thing(category: str, box: Iterable, outline: Any = None, crowd: Any = 0) -> dict[str, Any]:
@@ -290,7 +367,8 @@ def _outlined(category: str, points: np.ndarray) -> dict[str, Any]:
 def _is_rectangle(polygon: list[float]) -> bool:
     points = np.reshape(polygon, (-1, 2))
     corners = len(np.unique(points, axis=0))
-    return corners <= 4 and all(len(np.unique(points[:, axis])) <= 2 for axis in (0, 1))
+    sides = [len(np.unique(points[:, axis])) for axis in (0, 1)]
+    return corners in (1, 2, 4) and max(sides) <= 2
 
 
 def _read_coco(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
@@ -317,23 +395,55 @@ def _read_labelme(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
         if {'shapes', 'imagePath'} <= content.keys():
             with _reading(path, "LabelMe's format"):
                 size = (content.get('imageWidth'), content.get('imageHeight'))
-                things = [_labelme_thing(**shape) for shape in content['shapes']]
-                yield path, [content['imagePath'], path.name], None, size, things
+                things: dict[Any, dict[str, Any]] = {}
+                for number, shape in enumerate(content['shapes']):
+                    thing = _labelme_thing(**shape, size=size)
+                    group = shape.get('group_id')  # the parts of one object
+                    key = number if group is None else (thing.get('category'), str(group))
+                    things[key] = _merge(things[key], thing) if key in things else thing
+                names = [content['imagePath'] or path.name, path.name]
+                yield path, names, None, size, list(things.values())
 
 
 def _labelme_thing(
-    label: str, points: list, shape_type: str = 'polygon', **_: Any
+    label: str,
+    points: list,
+    size: tuple[Any, Any],
+    shape_type: str | None = None,
+    mask: str | None = None,
+    **_: Any,
 ) -> dict[str, Any]:
     label, corners = str(label), np.array(points, float).reshape(-1, 2)
     if shape_type == 'rectangle' and len(points) >= 2:  # two corners, or four in other tools
         return _thing(label, _box(corners))
+    if shape_type == 'mask' and mask:  # the pixels of a box, as a picture
+        from pycocotools import mask as rle
+
+        pixels = np.zeros(size[::-1], np.uint8, order='F')
+        with Image.open(io.BytesIO(base64.b64decode(mask))) as image:
+            part = np.asarray(image) > 0
+        x, y = corners[0].astype(int)
+        pixels[y : y + part.shape[0], x : x + part.shape[1]] = part
+        packed = rle.encode(pixels)
+        return _thing(label, rle.toBbox(packed), packed | dict(counts=packed['counts'].decode()))
     if shape_type == 'circle' and len(points) == 2:  # its centre, and a point on it
         angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
         radius = np.linalg.norm(corners[1] - corners[0])
         corners = corners[0] + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
-    elif shape_type != 'polygon' or len(points) < 3:
-        return dict(kind=shape_type)
+    elif shape_type not in (None, 'polygon', 'rotation', 'quadrilateral') or len(points) < 3:
+        return dict(kind=shape_type or 'polygon')
     return _outlined(label, corners)
+
+
+def _merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Two parts of an object; of which one alone has an outline, that is lost."""
+    if 'bbox' not in one or 'bbox' not in other:
+        return one if 'bbox' in one else other
+    (x, y, w, h), (u, v, p, q) = one['bbox'], other['bbox']
+    corners = np.array([[x, y], [x + w, y + h], [u, v], [u + p, v + q]])
+    outline, more = one.get('segmentation'), other.get('segmentation')
+    both = [*outline, *more] if isinstance(outline, list) and isinstance(more, list) else None
+    return _thing(one['category'], _box(corners), both)
 
 
 def _read_yolo(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
@@ -343,40 +453,59 @@ def _read_yolo(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
             content = yaml.safe_load(path.read_text(encoding='utf-8-sig'))
             if isinstance(content, dict) and 'names' in content and content.keys() & _SPLITS:
                 break
-    else:  # as Label Studio and LabelImg write it: a list of classes, and files of labels
-        path, content = folder.root / 'classes.txt', dict(names=_class_list(folder.root))
-        if content['names']:
-            found |= dict.fromkeys(p for p in folder.pictures if _yolo_labels(p).is_file())
-        if not found:
+    else:  # as CVAT, Label Studio and LabelImg write it: a list of classes, and files of labels
+        labelled = [p for p in folder.pictures if _yolo_labels(folder, p).is_file()]
+        near = {folder.root} | {_yolo_labels(folder, p).parent for p in labelled}
+        names = _class_list(near, counted=True)
+        if not names or not labelled:
             return
+        path, content = folder.root / 'train.txt', dict(names=names)
+        for split, words in _SPLITS.items():
+            lists = [f'{word}.txt' for word in words.split()]
+            content[split] = [name for name in lists if (folder.root / name).is_file()]
+        if not any(content[split] for split in _SPLITS):
+            found |= {p: None for p in folder.pictures if not _is_mask(p.relative_to(folder.root))}
     if 'kpt_shape' in content:
         raise UsageError(f'{path} is for key points: boxes or outlines can be trained')
-    names = content['names']
-    ordered = [names[key] for key in sorted(names)] if isinstance(names, dict) else names
-    classes += map(str, ordered)
-    starts = [path.parent / str(content.get('path') or ''), path.parent, folder.root]
-    for split in _SPLITS:
-        places = content.get(split) or []
-        for place in [places] if isinstance(places, str) else places:
-            found |= dict.fromkeys(_yolo_pictures(folder, starts, str(place)), split) | found
+    with _reading(path, 'a data.yaml of YOLO'):
+        names = content['names']
+        names = (
+            {int(key): name for key, name in names.items()} if isinstance(names, dict) else names
+        )
+        if not names or (isinstance(names, dict) and sorted(names) != list(range(len(names)))):
+            raise ValueError(f'names must count from 0, and are {names!r}')
+        classes += [str(names[number]) for number in range(len(names))]
+        starts = [path.parent / str(content.get('path') or ''), path.parent, folder.root]
+        for split in _SPLITS:
+            places = content.get(split) or []
+            for place in [places] if isinstance(places, str) else places:
+                found |= dict.fromkeys(_yolo_pictures(folder, starts, str(place)), split) | found
     if not found:
         raise UsageError(f'{path}: no pictures are where train, val and test say')
     for picture, part in found.items():
-        things = _yolo_things(_yolo_labels(picture), Picture(picture).size, classes)
+        things = _yolo_things(_yolo_labels(folder, picture), Picture(picture).size, classes)
         yield path, [str(picture)], part, (None, None), things
 
 
-def _yolo_labels(picture: Path) -> Path:
-    return Path(re.sub(r'(.*/)images/', r'\1labels/', picture.as_posix())).with_suffix('.txt')
+def _yolo_labels(folder: Folder, picture: Path) -> Path:
+    """The file of labels: in the place of ``images``, or beside the picture."""
+    if folder.root not in picture.parents:
+        return picture.with_suffix('.txt')
+    name = picture.relative_to(folder.root).as_posix()
+    there = folder.root / re.sub(r'(.*/|^)images/', r'\1labels/', name, count=1)
+    paths = [path.with_suffix('.txt') for path in (there, picture)]
+    return next(filter(Path.is_file, paths), paths[0])
 
 
 def _yolo_pictures(folder: Folder, starts: list[Path], place: str) -> list[Path]:
     names = (place, re.sub(r'^(\.\./)+', '', place))  # Roboflow writes ../train/images
     for base in (Path(os.path.normpath(start / name)) for start in starts for name in names):
         if base.is_file():  # a list of pictures
-            lines = filter(None, map(str.strip, base.read_text(encoding='utf-8').splitlines()))
-            found = [folder.locate([line], [base.parent, *starts]) for line in lines]
-            return [path for path in found if path]
+            near = [base.parent, *starts]
+            found = {
+                n: folder.by_path([n], near) or folder.by_name([n], near) for n in _read_lines(base)
+            }
+            return [path or base.parent / line for line, path in found.items()]
         if below := [path for path in folder.pictures if base in path.parents]:
             return below
     return []
@@ -384,7 +513,7 @@ def _yolo_pictures(folder: Folder, starts: list[Path], place: str) -> list[Path]
 
 def _yolo_things(path: Path, size: tuple[int, int], classes: list[str]) -> list[dict[str, Any]]:
     things = []
-    lines = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
+    lines = _read_text(path).splitlines() if path.is_file() else []
     for number, words in enumerate(map(str.split, lines), 1):
         with _reading(f'{path}, line {number},', 'a class and a box or polygon'):
             label, *values = map(float, words or ['-1'])
@@ -403,11 +532,10 @@ def _yolo_things(path: Path, size: tuple[int, int], classes: list[str]) -> list[
 
 def _read_voc(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
     splits = {
-        re.sub(r'\s+-?[01]$', '', line.strip()): path.stem
+        re.sub(r'\s+-?[01]$', '', line): path.stem
         for path in folder.endings('.txt')
         if path.parent.name == 'Main' and path.stem in _SPLITS
-        for line in path.read_text(encoding='utf-8').splitlines()
-        if line.strip()
+        for line in _read_lines(path)
     }
     for path in folder.endings('.xml'):
         if re.search(rb'<annotation[\s>]', path.read_bytes()[:1024]):
@@ -417,7 +545,9 @@ def _read_voc(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
                 width, height = (tree.findtext(f'size/{side}') for side in ('width', 'height'))
                 size = (int(width or 0), int(height or 0))
                 things = [_voc_thing(thing) for thing in tree.iter('object')]
-                yield path, [path.name, name], splits.get(path.stem), size, things
+                beside = [p for p in folder.by_stem.get(path.stem, []) if p.parent == path.parent]
+                names = list(map(str, beside)) if len(beside) == 1 else [path.name, name]
+                yield path, names, splits.get(path.stem), size, things
 
 
 def _voc_thing(thing: ET.Element) -> dict[str, Any]:
@@ -430,6 +560,16 @@ def _voc_thing(thing: ET.Element) -> dict[str, Any]:
     return _thing(name, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1))
 
 
+def _read_text(path: Path) -> str:
+    with _reading(path, 'text in UTF-8'):
+        return path.read_text('utf-8-sig')
+
+
+def _read_lines(path: Path) -> list[str]:
+    """The lines that hold something."""
+    return [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+
+
 def _is_mask(path: Path) -> bool:
     """Whether a file below the folder is a mask by its name or by those of its folders."""
     named = any(name.lower() in _MASK_FOLDERS for name in path.parts[:-1])
@@ -439,9 +579,11 @@ def _is_mask(path: Path) -> bool:
 def _read_masks(folder: Folder) -> OwnData | None:
     masks: dict[tuple, list[Path]] = {}
     others: dict[tuple, list[Path]] = {}
+    stems = {p.stem for p in folder.pictures if not _is_mask(p.relative_to(folder.root))}
     for path in folder.pictures:
         is_mask = _is_mask(path.relative_to(folder.root))
-        stem = _MASK_WORD.sub('', path.stem) if is_mask else path.stem
+        named = not is_mask or path.stem in stems
+        stem = path.stem if named else _MASK_NAME.sub('', path.stem)
         (masks if is_mask else others).setdefault((folder.split_of(path), stem), []).append(path)
     pairs = [
         pair for key, paths in others.items() for pair in _pair(folder, paths, masks.get(key, []))
@@ -479,20 +621,27 @@ def _name_values(
     root: Path, values: set[int], remarks: list[str]
 ) -> tuple[list[str], dict[int, int]]:
     """The names of the classes, and the class of each value or colour."""
-    names = _class_list(root)
+    names = _class_list([root])
     if len(names) == 1 and (values <= {0, 1} or values <= {0, _IGNORED}):
         names = {0: 'background', 1: next(iter(names.values()))}
     classes = list(names.values())
-    colours = {f'#{v - _COLOUR if v >= _COLOUR else v * 0x10101:06x}': v for v in values}
     numbers = sorted(values - {_IGNORED})
-    if max(values) >= _COLOUR or (len(numbers) > 64 and not names):
+    listed_colours = _colour_list(root)
+    if listed_colours and values <= listed_colours.keys():
+        return list(listed_colours.values()), {v: i for i, v in enumerate(listed_colours)}
+    shades = not names and 8 * len(numbers) < max(numbers, default=0)  # 0, 128, 255, say
+    if shades or max(values) >= _COLOUR or (len(numbers) > 64 and not names):
         if len(values) > 64 or len(values) != len(classes or values):
             raise UsageError(
                 f'the masks of {root} have {len(values)} values or colours and {len(classes)} '
-                'classes are named: there must be a class for each, without colours between them'
+                'classes are named: there must be a class for each, without colours between them; '
+                'if these are pictures of classes, say --format folders'
             )
-        mapping = {colours[name]: i for i, name in enumerate(sorted(colours))}
-        return classes or sorted(colours), mapping
+        colours = {f'#{v - _COLOUR if v >= _COLOUR else v * 0x10101:06x}': v for v in values}
+        ordered = sorted(colours)
+        found = ', '.join(f'{c} = {n}' for c, n in zip(ordered, classes or ordered, strict=True))
+        remarks.append(f'the colours of the masks are classes in this order: {found}')
+        return classes or ordered, {colours[name]: i for i, name in enumerate(ordered)}
     if values <= {0, _IGNORED} and _IGNORED in values and len(classes) in (0, 2):
         return classes or ['background', 'foreground'], {0: 0, _IGNORED: 1}
     if not names:
@@ -507,20 +656,46 @@ def _name_values(
         )
     if 0 in numbers and 0 not in names:
         remarks.append('0 is taken for "not labelled": the classes count from 1')
+    if _IGNORED in values and _IGNORED not in names:
+        remarks.append(f'{_IGNORED} is taken for "not labelled"')
+    remarks.append(listed('values of the masks', [f'{n} = {name}' for n, name in names.items()]))
     return list(names.values()), {number: i for i, number in enumerate(names)}
 
 
-def _class_list(root: Path) -> dict[int, str]:
-    """Names of classes by their numbers, which lines may begin with; else they count from 0."""
-    for path in (root / name for name in _CLASS_FILES):
+def _class_list(places: Iterable[Path], counted: bool = False) -> dict[int, str]:
+    """Names of classes by their numbers, which lines may begin with; else they count from 0.
+
+    ``counted`` takes numbers for a part of the names if they do not count from 0.
+    """
+    for path in (place / name for place in sorted(places) for name in _CLASS_FILES):
         if path.is_file():
-            lines = path.read_text(encoding='utf-8-sig').splitlines()
-            lines = [line.strip() for line in lines if line.strip()]
+            lines = _read_lines(path)
             numbered = [re.fullmatch(r'(\d+)[\s:=,]+(.+)', line) for line in lines]
-            if lines and all(numbered):
-                return {int(found[1]): found[2] for found in numbered if found}
+            names = {int(found[1]): found[2] for found in numbered if found}
+            unique = len(set(names.values())) == len(lines)
+            if unique and (not counted or sorted(names) == list(range(len(lines)))):
+                return names
             return dict(enumerate(lines))
     return {}
+
+
+def _colour_list(root: Path) -> dict[int, str]:
+    """Names of classes by the colour or number of their masks, as CVAT and Roboflow list them."""
+    for path in (root / 'labelmap.txt', *sorted(root.rglob('_classes.csv'))):
+        if path.is_file():
+            lines = [line for line in _read_lines(path) if not line.startswith('#')]
+            with _reading(path, 'a list of classes'):
+                if path.suffix == '.csv':  # Pixel Value, Class
+                    rows = [line.split(',', 1) for line in lines[1:]]
+                    return {int(number): name.strip() for number, name in rows}
+                rows = [line.split(':')[:2] for line in lines]  # name:red,green,blue:parts:actions
+                return {_pack(*map(int, colour.split(','))): name for name, colour in rows}
+    return {}
+
+
+def _pack(red: int, green: int, blue: int) -> int:
+    """A colour as :func:`read_mask` has it."""
+    return red if red == green == blue else _COLOUR + red * 0x10000 + green * 0x100 + blue
 
 
 def read_mask(path: Path) -> np.ndarray:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from mmengine.device import get_device
 
+from mmffnet.errors import UsageError
+
 from .formats import OwnData
 
 #: By task the config that is inherited from, what it is, and the metric of the best checkpoint
@@ -100,6 +102,15 @@ def _choose_batch(task: str, arch: str, size: int, device: str) -> tuple[int, st
     memory = torch.cuda.mem_get_info()[1] / 2**30 if device == 'cuda' else 16
     fits = int(0.7 * memory / (_MEMORY[arch] * megapixels))
     return min(max(fits, 1), 64 if task == 'cls' else 16), f'{memory:.0f} GB of {device}'
+
+
+def halve_batch(recipe: Recipe) -> None:
+    """Take less memory than the GPU was found to have."""
+    if recipe.batch < 2:
+        raise UsageError(f'the GPU cannot hold pictures of {recipe.size}: choose a smaller --size')
+    recipe.reasons.append(f'batches of {recipe.batch // 2} after all: more did not fit in the GPU')
+    recipe.batch //= 2
+    recipe.lr = float(f'{recipe.lr / math.sqrt(2):.2g}')
 
 
 def fit_epochs(recipe: Recipe, data: OwnData, minutes: float, step: float) -> None:
@@ -250,7 +261,7 @@ def write_config(recipe: Recipe, data: OwnData, files: dict[str, str], path: Pat
 def _write_classes(data: OwnData, folder: Path) -> str:
     """The classes as they stand in the config, or in a file beside the labels if they are many."""
     text = pprint.pformat(tuple(data.classes), indent=1, width=98, compact=True)
-    if text.count('\n') < 2:
+    if '\n' not in text:
         return text
     (folder / 'classes.txt').write_text('\n'.join(data.classes), encoding='utf-8')
     return "__import__('mmengine').list_from_file(labels + '/classes.txt')"
