@@ -28,7 +28,8 @@ def page(tmp_path):
     )
     log = tmp_path / 'scalars.json'
     lines = [dict(loss=2.0, step=1), dict(loss=1.0, step=2), {'coco/bbox_mAP': 0.5, 'step': 2}]
-    log.write_text('\n'.join(map(json.dumps, lines)))
+    lines.append(dict(loss=float('nan'), step=3))
+    log.write_text('\n'.join(map(json.dumps, lines)) + '\n{"loss": 1.')  # killed while it wrote
     write_page(tmp_path / 'page.html', 'A title', results, 'mmffnet train ' + 'x' * 300, [log])
     return tmp_path / 'page.html'
 

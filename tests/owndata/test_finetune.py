@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from mmffnet.checkpoint import read_checkpoint
 from mmffnet.errors import UsageError
+from mmffnet.owndata.convert import split_pictures
 from mmffnet.owndata.finetune import finetune
 
 TASKS = {
@@ -19,6 +20,13 @@ TASKS = {
     'seg': labelled.write_masks,
     'cls': labelled.write_folders,
 }
+
+
+def split_many(data, group_by):
+    """As split_pictures, and each picture of the training counts ten times."""
+    said = split_pictures(data, group_by)
+    data.pictures = [picture for picture in data.pictures for _ in range(10)]
+    return said
 
 
 def snapshot(root):
@@ -104,8 +112,15 @@ def test_what_is_refused(tmp_path):
     root, out = labelled.write_voc(tmp_path / 'data'), tmp_path / 'out'
     with pytest.raises(UsageError, match='are for det, not instance'):
         finetune(str(root), str(out), task='instance')
-    with pytest.raises(UsageError, match='inside of the data'):
-        finetune(str(root), str(root / 'out'))
+    for place in (root / 'out', root.parent):
+        with pytest.raises(UsageError, match='holds or is in the data'):
+            finetune(str(root), str(place))
+    notes = tmp_path / 'project' / 'notes.txt'
+    notes.parent.mkdir()
+    notes.write_text('mine')
+    with pytest.raises(UsageError, match='holds other files'):
+        finetune(str(root), str(notes.parent))
+    assert [*notes.parent.iterdir()] == [notes]
     with pytest.raises(UsageError, match='no training to resume'):
         finetune(str(root), str(out), resume=True)
     finetune(str(root), str(out), dry_run=True, say=lambda text: None)
@@ -179,6 +194,61 @@ def test_many_classes_most_of_them_empty(tmp_path):
     cfg = Config.fromfile(out / 'config.py')
     assert cfg.classes[:2] == labelled.CLASSES and len(cfg.classes) == 80
     assert cfg.model.roi_head.mask_head.num_classes == 80
+
+
+def test_other_tasks_than_that_of_the_labels(tmp_path):
+    root = labelled.write_labelme(tmp_path / 'data')
+    finetune(str(root), str(tmp_path / 'seg'), task='seg', dry_run=True, say=lambda text: None)
+    cfg = Config.fromfile(tmp_path / 'seg' / 'config.py')
+    assert cfg.classes == ('background', 'big dog', 'cat')
+    assert cfg.model.decode_head.num_classes == 3
+    path = root / 'train' / 'a3.json'
+    content = json.loads(path.read_text())
+    for shape in content['shapes']:
+        shape.update(shape_type='rectangle', points=shape['points'][:2])
+    path.write_text(json.dumps(content))
+    for task, metric in (('instance', ['bbox', 'segm']), (None, ['bbox'])):
+        out = tmp_path / str(task)
+        finetune(str(root), str(out), task=task, dry_run=True, say=lambda text: None)
+        assert Config.fromfile(out / 'config.py').val_evaluator.metric == metric
+
+
+@pytest.mark.parametrize('count', [15, 40])
+def test_the_config_stays_short(tmp_path, count):
+    root, out = labelled.write_yolo(tmp_path / 'data'), tmp_path / 'out'
+    names = [*labelled.CLASSES, *(f'class number {i}' for i in range(count - 2))]
+    text = (root / 'data.yaml').read_text()
+    (root / 'data.yaml').write_text(re.sub(r'names:(\n-.*)+', f'names: {names}', text))
+    (tmp_path / 'mine.pth').touch()
+    weights = str(tmp_path / 'mine.pth')
+    finetune(str(root), str(out), weights=weights, dry_run=True, say=lambda text: None)
+    assert len((out / 'config.py').read_text().splitlines()) <= 40
+    assert list(Config.fromfile(out / 'config.py').classes) == names
+
+
+def test_a_batch_that_the_memory_does_not_hold(tmp_path, monkeypatch):
+    """With a measurement that a GPU would end in this way: there is none here."""
+    asked = []
+
+    def measure(cfg):
+        asked.append(cfg.train_dataloader.batch_size)
+        if len(asked) <= enough:
+            raise torch.OutOfMemoryError('CUDA out of memory')
+        return 0.1
+
+    monkeypatch.setattr('mmffnet.owndata.finetune.measure_step', measure)
+    monkeypatch.setattr('mmffnet.owndata.recipe._choose_batch', lambda *args: (7, 'a guess'))
+    monkeypatch.setattr('mmffnet.owndata.finetune.split_pictures', split_many)
+    root, enough = labelled.write_folders(tmp_path / 'data'), 2
+    out, said = tmp_path / 'out', []
+    finetune(str(root), str(out), minutes=1, size=64, dry_run=True, say=said.append)
+    assert asked == [7, 3, 1] and Config.fromfile(out / 'config.py').batch_size == 1
+    assert 'batches of 1 after all' in said[-1]
+    asked.clear()
+    enough = 9
+    with pytest.raises(UsageError, match='smaller --size'):
+        finetune(str(root), str(tmp_path / 'other'), minutes=1, size=64, say=said.append)
+    assert asked == [7, 3, 1]
 
 
 @pytest.mark.parametrize('minutes', [0.001, 1000])
