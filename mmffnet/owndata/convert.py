@@ -100,10 +100,7 @@ def write_annotations(data: OwnData, out: Path) -> dict[str, str]:
             for name, picture in pictures.items():
                 mask = folder / 'masks' / f'{name}.png'
                 mask.parent.mkdir(parents=True, exist_ok=True)
-                if picture.mask is None:
-                    labels = _paint(data.classes, picture)
-                else:
-                    labels = index_mask(read_mask(picture.mask), data.values)
+                labels = index_mask(read_mask(picture.mask), data.values)  # type: ignore[arg-type]
                 Image.fromarray(labels).save(mask)
         else:
             lines = [json.dumps(_coco(data.classes, pictures))]
@@ -113,26 +110,24 @@ def write_annotations(data: OwnData, out: Path) -> dict[str, str]:
     return files
 
 
-def paint_outlines(data: OwnData) -> None:
-    """Make data of outlines such of classes of pixels, of which the first is the background."""
-    data.task = 'seg'
-    data.classes = list(dict.fromkeys(['background', *data.classes]))
-    for picture in data.pictures:
-        box = [0, 0, *picture.size]
-        picture.objects.insert(0, dict(category='background', bbox=box, iscrowd=0))
+def paint_outlines(data: OwnData, folder: Path) -> None:
+    """Make masks of outlines, of which the first class is the background.
 
-
-def _paint(classes: list[str], picture: Picture) -> np.ndarray:
-    """The class of each pixel; small objects lie on large ones."""
+    Where objects lie on each other, the small ones are seen.
+    """
     from pycocotools import mask as rle
 
-    width, height = picture.size
-    labels = np.full((height, width), classes.index('background'), np.uint8)
-    outlined = [thing for thing in picture.objects if 'segmentation' in thing]
-    packed = [as_run_lengths(thing['segmentation'], width, height) for thing in outlined]
-    for i in np.argsort([-float(rle.area(shape)) for shape in packed], kind='stable'):
-        labels[rle.decode(packed[i]) > 0] = classes.index(outlined[i]['category'])
-    return labels
+    data.classes = list(dict.fromkeys(['background', *data.classes]))
+    data.values = {i: i for i in range(len(data.classes))}
+    for picture in data.pictures:
+        width, height = picture.size
+        labels = np.zeros((height, width), np.uint8)
+        shapes = [as_run_lengths(one['segmentation'], width, height) for one in picture.objects]
+        for i in np.argsort([-float(rle.area(shape)) for shape in shapes], kind='stable'):
+            labels[rle.decode(shapes[i]) > 0] = data.classes.index(picture.objects[i]['category'])
+        picture.mask = folder / f'{data.name(picture.path)}.png'
+        picture.mask.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(labels).save(picture.mask)
 
 
 def _coco(classes: list[str], pictures: dict[str, Picture]) -> dict[str, Any]:

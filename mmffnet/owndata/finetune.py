@@ -74,8 +74,8 @@ def finetune(
         raise UsageError(f'{folder} holds other files, which would be replaced: choose --out')
     if task == 'instance' and data.task == 'det' and data.has_outlines:
         outline_boxes(data)
-    if task == 'seg' and data.task == 'instance':
-        paint_outlines(data)
+    if outlines := task == 'seg' and data.task == 'instance':
+        data.task = 'seg'
     if task not in (None, data.task, 'det') or (task == 'det' and data.task in ('seg', 'cls')):
         raise UsageError(f'the {data.format} labels of {root} are for {data.task}, not {task}')
     data.task = task or data.task
@@ -94,6 +94,8 @@ def finetune(
         write_html(page, title, [report.as_html()])
         if report.fatal:
             raise UsageError(f'{report.fatal[0]}; all that was found: {page}')
+        if outlines:
+            paint_outlines(data, folder / 'masks')
         if tiling:
             data = cut_into_tiles(data, tiling, folder / 'tiles' / data.root.name)
             recipe = choose(data, data.task, arch, weights, size or tiles)

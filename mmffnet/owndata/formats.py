@@ -177,11 +177,17 @@ class Folder:
         for name in names:
             places = self._of_stem(name)
             same_split = [p for p in places if split and self.split_of(p) == split]
-            places = [p for p in places if p.parent in near] or same_split or places
+            others = [p for p in places if not (split and self.split_of(p))]
+            places = [p for p in places if p.parent in near] or same_split or others
             places = [p for p in places if p.name == Path(name).name] or places
             if len(places) == 1:
                 return places[0]
         return None
+
+    def beside(self, path: Path) -> list[str]:
+        """The picture of the name of a file, in its folder."""
+        same = [str(place) for place in self._of_stem(path.name) if place.parent == path.parent]
+        return same if len(same) == 1 else []
 
     def _of_stem(self, name: str) -> list[Path]:
         return self.by_stem.get(Path(name).stem, [])
@@ -402,7 +408,7 @@ def _read_labelme(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
                     key = number if group is None else (thing.get('category'), str(group))
                     things[key] = _merge(things[key], thing) if key in things else thing
                 names = [content['imagePath'] or path.name, path.name]
-                yield path, names, None, size, list(things.values())
+                yield path, folder.beside(path) or names, None, size, list(things.values())
 
 
 def _labelme_thing(
@@ -457,6 +463,8 @@ def _read_yolo(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
         labelled = [p for p in folder.pictures if _yolo_labels(folder, p).is_file()]
         near = {folder.root} | {_yolo_labels(folder, p).parent for p in labelled}
         names = _class_list(near, counted=True)
+        if any(_class_list([p], counted=True) not in ({}, names) for p in near):
+            raise UsageError(f'{folder.root}: the lists of classes beside the labels differ')
         if not names or not labelled:
             return
         path, content = folder.root / 'train.txt', dict(names=names)
@@ -479,7 +487,9 @@ def _read_yolo(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
         for split in _SPLITS:
             places = content.get(split) or []
             for place in [places] if isinstance(places, str) else places:
-                found |= dict.fromkeys(_yolo_pictures(folder, starts, str(place)), split) | found
+                found |= (
+                    dict.fromkeys(_yolo_pictures(folder, starts, str(place), split), split) | found
+                )
     if not found:
         raise UsageError(f'{path}: no pictures are where train, val and test say')
     for picture, part in found.items():
@@ -497,13 +507,14 @@ def _yolo_labels(folder: Folder, picture: Path) -> Path:
     return next(filter(Path.is_file, paths), paths[0])
 
 
-def _yolo_pictures(folder: Folder, starts: list[Path], place: str) -> list[Path]:
+def _yolo_pictures(folder: Folder, starts: list[Path], place: str, split: str) -> list[Path]:
     names = (place, re.sub(r'^(\.\./)+', '', place))  # Roboflow writes ../train/images
     for base in (Path(os.path.normpath(start / name)) for start in starts for name in names):
         if base.is_file():  # a list of pictures
             near = [base.parent, *starts]
+            lines = [line.replace('\\', '/') for line in _read_lines(base)]
             found = {
-                n: folder.by_path([n], near) or folder.by_name([n], near) for n in _read_lines(base)
+                n: folder.by_path([n], near) or folder.by_name([n], near, split) for n in lines
             }
             return [path or base.parent / line for line, path in found.items()]
         if below := [path for path in folder.pictures if base in path.parents]:
@@ -545,8 +556,7 @@ def _read_voc(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
                 width, height = (tree.findtext(f'size/{side}') for side in ('width', 'height'))
                 size = (int(width or 0), int(height or 0))
                 things = [_voc_thing(thing) for thing in tree.iter('object')]
-                beside = [p for p in folder.by_stem.get(path.stem, []) if p.parent == path.parent]
-                names = list(map(str, beside)) if len(beside) == 1 else [path.name, name]
+                names = folder.beside(path) or [path.name, name]
                 yield path, names, splits.get(path.stem), size, things
 
 
@@ -669,7 +679,7 @@ def _class_list(places: Iterable[Path], counted: bool = False) -> dict[int, str]
     """
     for path in (place / name for place in sorted(places) for name in _CLASS_FILES):
         if path.is_file():
-            lines = _read_lines(path)
+            lines = [line for line in _read_lines(path) if line != '__ignore__']  # LabelMe's -1
             numbered = [re.fullmatch(r'(\d+)[\s:=,]+(.+)', line) for line in lines]
             names = {int(found[1]): found[2] for found in numbered if found}
             unique = len(set(names.values())) == len(lines)

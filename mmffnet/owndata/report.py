@@ -70,7 +70,7 @@ def examine(data: OwnData, size: int, prints: dict[Path, np.ndarray]) -> DataRep
     """Look at pictures of settled parts, as they are seen at a size; cuts boxes at the borders."""
     report = DataReport(odd=list(data.remarks))
     _examine_copies(data, prints, report)
-    if data.task in ('det', 'instance'):
+    if data.task in ('det', 'instance') or data.has_outlines:
         _examine_boxes(data, report, size)
     _examine_sizes(data, report)
     _examine_classes(data, report)
@@ -151,13 +151,20 @@ def _examine_sizes(data: OwnData, report: DataReport) -> None:
                     masks.append(picture.mask)
         elif all(picture.labelled_size) and picture.labelled_size != picture.size:
             boxes.append(picture.path)
+        shapes = [thing.get('segmentation') for thing in picture.objects]
+        if any(isinstance(s, dict) and s['size'] != [*picture.size[::-1]] for s in shapes):
+            masks.append(picture.path)
     report.fatal += _found(data, masks, 'masks have another size than their pictures')
     text = 'pictures have another size than their labels are for, which may be wrong'
     report.odd += _found(data, boxes, text)
 
 
 def _examine_classes(data: OwnData, report: DataReport) -> None:
-    counts = {s: Counter(c for p in data.part(s) for c in p.classes) for s in ('train', 'val')}
+    count = set if data.task == 'seg' else list
+    counts = {
+        split: Counter(name for picture in data.part(split) for name in count(picture.classes))
+        for split in ('train', 'val')
+    }
     what = dict(seg='pictures with it', cls='pictures').get(data.task, 'objects')
     report.tables[f'Classes, {what}'] = [
         {'class': name, 'training': counts['train'][name], 'validation': counts['val'][name]}

@@ -11,6 +11,7 @@ import pytest
 
 from mmffnet.errors import UsageError
 from mmffnet.owndata.convert import paint_outlines, split_pictures, write_annotations
+from mmffnet.owndata.finetune import finetune
 from mmffnet.owndata.formats import read_own_data
 
 
@@ -63,7 +64,9 @@ def test_what_labelme2voc_writes(tmp_path):
     for name in ('SegmentationClassPNG', 'SegmentationObjectPNG'):
         labelled.save(tmp_path / name / 'a.png', labelled.label_map('a1'))
     labelled.save(tmp_path / 'SegmentationClassVisualization' / 'a.jpg', labelled.draw('a2'))
-    (tmp_path / 'class_names.txt').write_text('_background_\ncat\nbig dog\n')
+    names = '_background_\ncat\nbig dog\n'
+    (tmp_path / 'class_names.txt').write_text(names)
+    (tmp_path / 'labels.txt').write_text(f'__ignore__\n{names}')  # what it was told
     data = read_own_data(tmp_path)
     assert (data.format, len(data.pictures), len(data.remarks)) == ('masks', 1, 1)
     assert data.remarks[0].endswith('0 = _background_, 1 = cat, 2 = big dog')
@@ -128,12 +131,33 @@ def test_lists_that_cvat_writes(tmp_path):
         labelled.save(tmp_path / 'obj_train_data' / f'{name}.jpg', labelled.draw('a1'))
         (tmp_path / 'obj_train_data' / f'{name}.txt').write_text('0 0.5 0.5 0.2 0.2\n')
     (tmp_path / 'obj.names').write_text('cat\n')
-    (tmp_path / 'train.txt').write_text('data/obj_train_data/a.jpg\ndata/obj_train_data/lost.jpg\n')
+    lines = ['data\\obj_train_data\\a.jpg', 'data/obj_train_data/lost.jpg']
+    (tmp_path / 'train.txt').write_text('\n'.join(lines))
     (tmp_path / 'valid.txt').write_text('data/obj_train_data/b.jpg\n')
     data = read_own_data(tmp_path)
     splits = {name: picture.split for name, picture in by_name(data).items()}
     assert splits == {'a.jpg': 'train', 'b.jpg': 'val'}
+    assert all(picture.classes == ['cat'] for picture in data.pictures)
     assert any('lost.jpg' in text for text in data.remarks)
+
+
+def test_bare_names_in_lists(tmp_path):
+    for split in ('train', 'valid'):
+        labelled.save(tmp_path / split / '1.jpg', labelled.draw('a1'))
+        (tmp_path / split / '1.txt').write_text('0 0.5 0.5 0.2 0.2\n')
+        (tmp_path / f'{split}.txt').write_text('1.jpg\n')
+    (tmp_path / 'obj.names').write_text('cat\n')
+    found = {p.path.parent.name: (p.split, p.classes) for p in read_own_data(tmp_path).pictures}
+    assert found == {'train': ('train', ['cat']), 'valid': ('val', ['cat'])}
+
+
+def test_lists_of_classes_that_differ(tmp_path):
+    for split, names in (('train', 'cat\ndog\n'), ('val', 'dog\ncat\n')):
+        labelled.save(tmp_path / split / '1.jpg', labelled.draw('a1'))
+        (tmp_path / split / '1.txt').write_text('0 0.5 0.5 0.2 0.2\n')
+        (tmp_path / split / 'classes.txt').write_text(names)
+    with pytest.raises(UsageError, match='the lists of classes beside the labels differ'):
+        read_own_data(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -199,8 +223,9 @@ def test_parts_pixels_and_kinds_of_shapes(tmp_path):
 def test_outlines_as_classes_of_pixels(tmp_path):
     """The masks of the same pictures, made by another way."""
     data = read_own_data(labelled.write_labelme(tmp_path / 'data'))
-    paint_outlines(data)
     split_pictures(data)
+    data.task = 'seg'
+    paint_outlines(data, tmp_path / 'masks')
     write_annotations(data, tmp_path / 'out')
     assert data.classes == ['background', 'big dog', 'cat']
     for path in (tmp_path / 'data').rglob('*.jpg'):
@@ -208,6 +233,43 @@ def test_outlines_as_classes_of_pixels(tmp_path):
         mask = cv2.imread(str(tmp_path / 'out/annotations/masks' / f'{name}.png'), -1)
         expected = np.array([0, 2, 1])[labelled.label_map(path.stem)]
         assert (mask == expected).mean() > 0.98  # the edges differ
+
+
+def test_outlines_as_classes_of_pixels_in_tiles(tmp_path):
+    """What a tile sees of a large object is of its class, however little that is."""
+    root, out = tmp_path / 'data', tmp_path / 'out'
+    for i in range(4):
+        road = shape('road', [[0, 0], [383, 0], [383, 255]])
+        labelme(root / f'{i}.json', [road], imageWidth=384, imageHeight=256)
+        labelled.save(root / f'{i}.jpg', cv2.resize(labelled.draw('a1'), (384, 256)))
+    finetune(
+        str(root), str(out), task='seg', tiles=64, size=64, dry_run=True, say=lambda text: None
+    )
+    seen = [cv2.imread(str(path), -1) for path in (out / 'annotations' / 'masks').rglob('*.png')]
+    assert {mask.shape for mask in seen} == {(64, 64)}
+    assert sum(mask.mean() == 1 for mask in seen) > 20  # a twentieth of the road's box
+    (whole,) = {cv2.imread(str(path), -1).sum() for path in (out / 'masks').glob('*.png')}
+    assert whole == pytest.approx(384 * 256 / 2, rel=0.02)
+
+
+def test_outlines_without_objects(tmp_path):
+    root = labelled.write_labelme(tmp_path / 'data')
+    for path in (root / 'val').glob('*.json'):
+        path.unlink()
+    said = []
+    with pytest.raises(UsageError, match='nothing is labelled in the pictures for validation'):
+        finetune(str(root), str(tmp_path / 'out'), task='seg', say=said.append)
+    assert any('have no objects' in text for text in said)
+
+
+def test_pixels_for_another_size(tmp_path):
+    pixels = base64.b64encode(cv2.imencode('.png', np.full((6, 5), 255, np.uint8))[1].tobytes())
+    root = tmp_path / 'data'
+    for i in range(4):
+        mask = shape('cat', [[1, 2], [5, 7]], 'mask', mask=pixels.decode())
+        labelme(root / f'{i}.json', [mask], imageWidth=64, imageHeight=96)
+    with pytest.raises(UsageError, match='masks have another size than their pictures'):
+        finetune(str(root), str(tmp_path / 'out'), say=lambda text: None)
 
 
 # pictures of one name
@@ -249,7 +311,17 @@ def test_a_file_of_all_beside_those_of_the_parts(tmp_path):
 
 
 def test_a_file_beside_its_picture_is_for_that(tmp_path):
-    """Renumbered after they were labelled: what the XML says is another picture now."""
+    """Renumbered after they were labelled: what the file says is another picture now."""
+    for name, said, label in (('a6', 'a7', 'cat'), ('a7', 'a8', 'dog')):
+        path = tmp_path / 'labelme' / f'{name}.json'
+        path.parent.mkdir(exist_ok=True)
+        labelme(path, [shape(label, TRIANGLE)], imagePath=f'{said}.jpg')
+    data = read_own_data(tmp_path / 'labelme')
+    assert {n: p.classes for n, p in by_name(data).items()} == {
+        'a6.jpg': ['cat'],
+        'a7.jpg': ['dog'],
+    }
+    shutil.rmtree(tmp_path / 'labelme')
     text = '<annotation><filename>{}.jpg</filename><object><name>{}</name>{}</object></annotation>'
     box = '<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>'
     for name, said, label in (('6', '7', 'cat'), ('7', '8', 'dog')):
@@ -257,6 +329,21 @@ def test_a_file_beside_its_picture_is_for_that(tmp_path):
         (tmp_path / f'{name}.xml').write_text(text.format(said, label, box))
     found = {name: picture.classes for name, picture in by_name(read_own_data(tmp_path)).items()}
     assert found == {'6.jpg': ['cat'], '7.jpg': ['dog']}
+
+
+def test_labels_of_one_part_are_not_for_pictures_of_the_other(tmp_path):
+    for name in ('train/2.jpg', 'val/1.jpg'):
+        labelled.save(tmp_path / name, labelled.draw('a1'))
+    coco(tmp_path / 'annotations' / 'train.json', ['1.jpg', '2.jpg'])  # the first is lost
+    coco(tmp_path / 'annotations' / 'val.json', ['1.jpg'])
+    data = read_own_data(tmp_path)
+    assert {name: picture.split for name, picture in by_name(data).items()} == {
+        '1.jpg': 'val',
+        '2.jpg': 'train',
+    }
+    assert [text.split(' that ')[1] for text in data.remarks] == [
+        'are not there (1): 1.jpg (train.json)'
+    ]
 
 
 def test_drawn_labels_are_no_pictures_of_nothing(tmp_path):
