@@ -29,9 +29,8 @@ from mmffnet.inference.sources import PICTURES
 UNREADABLE = (OSError, SyntaxError, ValueError)
 
 _SPLITS = {'train': 'train training', 'val': 'val valid validation dev', 'test': 'test testing'}
-_MASK_FOLDERS = (
-    *('annotations', 'gt', 'labels', 'mask', 'masks', 'segmentationclass', 'segmentationclasspng'),
-)
+_MASK_FOLDERS: tuple[str, ...] = ('annotations', 'gt', 'labels', 'mask', 'masks')
+_MASK_FOLDERS += ('segmentationclass', 'segmentationclasspng')
 #: What tools write beside pictures and classes of pixels: numbers of objects, and drawings
 _SKIPPED = ('segmentationobject', 'segmentationobjectpng', 'segmentationclassvisualization')
 _PICTURE_FOLDERS = ('image', 'images', 'img', 'imgs', 'jpegimages', 'photos', 'pictures')
@@ -144,6 +143,11 @@ class Folder:
         return [path for path in self.files if path.suffix.lower() in suffixes]
 
     @cached_property
+    def unmasked(self) -> list[Path]:
+        """The pictures that are no masks by their names."""
+        return [path for path in self.pictures if not _is_mask(path.relative_to(self.root))]
+
+    @cached_property
     def json(self) -> dict[Path, dict[str, Any]]:
         """The JSON objects among the files."""
         found = {}
@@ -226,15 +230,7 @@ def read_own_data(root: str | Path, format: str | None = None) -> OwnData:
         raise UsageError(
             f'{root} holds labels in more than one format, {several}: say which with --format'
         )
-    data = found[0] if found else _read_folders(folder) if format is None else None
-    if data and not found:
-        others = [name for name in data.classes if name.lower() in _MASK_FOLDERS + _PICTURE_FOLDERS]
-        if others:
-            raise UsageError(
-                f'{root}: the folders {", ".join(others)} look like pictures and masks, but no '
-                'mask (PNG, BMP, TIFF) is called as a picture; if they are classes, say '
-                '--format folders'
-            )
+    data = found[0] if found else _guess_folders(folder) if format is None else None
     if data is None:
         wanted = format or 'COCO or LabelMe json, YOLO data.yaml, VOC xml, masks, class folders'
         raise UsageError(f'{root} holds pictures, but no labels: looked for {wanted}')
@@ -305,16 +301,17 @@ def _read_objects(
         else:
             objects = [thing for thing in things if 'bbox' in thing]
             pictures[place] = Picture(place, split, objects, labelled_size=size)
-    remarks = []
-    for kind in sorted(
-        {str(one['kind']) for entry in entries for one in entry[4] if 'kind' in one}
-    ):
-        files = [e[0].name for e in entries for one in e[4] if str(one.get('kind')) == kind]
-        remarks.append(listed(f'shapes of the kind {kind} are left out, as if nothing was', files))
+    kinds: dict[str, list[str]] = {}
+    for path, *_, things in entries:
+        for kind in (thing['kind'] for thing in things if 'kind' in thing):
+            kinds.setdefault(kind, []).append(path.name)
+    remarks = [
+        listed(f'shapes of the kind {kind} are left out, as if nothing was', files)
+        for kind, files in sorted(kinds.items())
+    ]
     for fault, found in faults.items():
         remarks.append(listed(f'labels are for pictures that {fault}', found))
-    others = [path for path in folder.pictures if not _is_mask(path.relative_to(folder.root))]
-    others = [path for path in others if path not in pictures]
+    others = [path for path in folder.unmasked if path not in pictures]
     folders, stems = {path.parent for path in pictures}, {path.stem for path in pictures}
     drawn = {path.parent for path in others if path.stem in stems} - folders
     if rest and pictures:
@@ -460,29 +457,30 @@ def _read_yolo(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
             if isinstance(content, dict) and 'names' in content and content.keys() & _SPLITS:
                 break
     else:  # as CVAT, Label Studio and LabelImg write it: a list of classes, and files of labels
-        labelled = [p for p in folder.pictures if _yolo_labels(folder, p).is_file()]
-        near = {folder.root} | {_yolo_labels(folder, p).parent for p in labelled}
-        names = _class_list(near, counted=True)
-        if any(_class_list([p], counted=True) not in ({}, names) for p in near):
-            raise UsageError(f'{folder.root}: the lists of classes beside the labels differ')
-        if not names or not labelled:
+        texts = [text for p in folder.pictures if (text := _yolo_labels(folder, p)).is_file()]
+        if not texts:
             return
-        path, content = folder.root / 'train.txt', dict(names=names)
+        near = sorted({folder.root} | {text.parent for text in texts})
+        lists = [names for place in near if (names := _class_list(place, counted=True))]
+        if not lists:
+            return
+        if any(names != lists[0] for names in lists):
+            raise UsageError(f'{folder.root}: the lists of classes beside the labels differ')
+        path, content = folder.root / 'train.txt', dict(names=lists[0])
         for split, words in _SPLITS.items():
-            lists = [f'{word}.txt' for word in words.split()]
-            content[split] = [name for name in lists if (folder.root / name).is_file()]
+            files = [f'{word}.txt' for word in words.split()]
+            content[split] = [name for name in files if (folder.root / name).is_file()]
         if not any(content[split] for split in _SPLITS):
-            found |= {p: None for p in folder.pictures if not _is_mask(p.relative_to(folder.root))}
+            found |= dict.fromkeys(folder.unmasked)
     if 'kpt_shape' in content:
         raise UsageError(f'{path} is for key points: boxes or outlines can be trained')
     with _reading(path, 'a data.yaml of YOLO'):
-        names = content['names']
-        names = (
-            {int(key): name for key, name in names.items()} if isinstance(names, dict) else names
-        )
-        if not names or (isinstance(names, dict) and sorted(names) != list(range(len(names)))):
-            raise ValueError(f'names must count from 0, and are {names!r}')
-        classes += [str(names[number]) for number in range(len(names))]
+        names = content['names'] or {}
+        names = names if isinstance(names, dict) else dict(enumerate(names))
+        names = {int(number): str(name) for number, name in names.items()}
+        if not names or sorted(names) != list(range(len(names))):
+            raise ValueError(f'names must count from 0, and are {content["names"]!r}')
+        classes += [names[number] for number in range(len(names))]
         starts = [path.parent / str(content.get('path') or ''), path.parent, folder.root]
         for split in _SPLITS:
             places = content.get(split) or []
@@ -589,12 +587,12 @@ def _is_mask(path: Path) -> bool:
 def _read_masks(folder: Folder) -> OwnData | None:
     masks: dict[tuple, list[Path]] = {}
     others: dict[tuple, list[Path]] = {}
-    stems = {p.stem for p in folder.pictures if not _is_mask(p.relative_to(folder.root))}
-    for path in folder.pictures:
-        is_mask = _is_mask(path.relative_to(folder.root))
-        named = not is_mask or path.stem in stems
-        stem = path.stem if named else _MASK_NAME.sub('', path.stem)
-        (masks if is_mask else others).setdefault((folder.split_of(path), stem), []).append(path)
+    for path in folder.unmasked:
+        others.setdefault((folder.split_of(path), path.stem), []).append(path)
+    stems, plain = {stem for _, stem in others}, set(folder.unmasked)
+    for path in (path for path in folder.pictures if path not in plain):
+        stem = path.stem if path.stem in stems else _MASK_NAME.sub('', path.stem)
+        masks.setdefault((folder.split_of(path), stem), []).append(path)
     pairs = [
         pair for key, paths in others.items() for pair in _pair(folder, paths, masks.get(key, []))
     ]
@@ -631,7 +629,7 @@ def _name_values(
     root: Path, values: set[int], remarks: list[str]
 ) -> tuple[list[str], dict[int, int]]:
     """The names of the classes, and the class of each value or colour."""
-    names = _class_list([root])
+    names = _class_list(root)
     if len(names) == 1 and (values <= {0, 1} or values <= {0, _IGNORED}):
         names = {0: 'background', 1: next(iter(names.values()))}
     classes = list(names.values())
@@ -672,12 +670,12 @@ def _name_values(
     return list(names.values()), {number: i for i, number in enumerate(names)}
 
 
-def _class_list(places: Iterable[Path], counted: bool = False) -> dict[int, str]:
+def _class_list(place: Path, counted: bool = False) -> dict[int, str]:
     """Names of classes by their numbers, which lines may begin with; else they count from 0.
 
     ``counted`` takes numbers for a part of the names if they do not count from 0.
     """
-    for path in (place / name for place in sorted(places) for name in _CLASS_FILES):
+    for path in (place / name for name in _CLASS_FILES):
         if path.is_file():
             lines = [line for line in _read_lines(path) if line != '__ignore__']  # LabelMe's -1
             numbered = [re.fullmatch(r'(\d+)[\s:=,]+(.+)', line) for line in lines]
@@ -699,13 +697,15 @@ def _colour_list(root: Path) -> dict[int, str]:
                     rows = [line.split(',', 1) for line in lines[1:]]
                     return {int(number): name.strip() for number, name in rows}
                 rows = [line.split(':')[:2] for line in lines]  # name:red,green,blue:parts:actions
-                return {_pack(*map(int, colour.split(','))): name for name, colour in rows}
+                colours = (np.array(colour.split(','), int) for _, colour in rows)
+                return {int(_pack(c)): name for c, (name, _) in zip(colours, rows, strict=True)}
     return {}
 
 
-def _pack(red: int, green: int, blue: int) -> int:
-    """A colour as :func:`read_mask` has it."""
-    return red if red == green == blue else _COLOUR + red * 0x10000 + green * 0x100 + blue
+def _pack(colours: np.ndarray) -> np.ndarray:
+    """One number for a colour: of shades of grey their value, of others more than these have."""
+    grey = (colours == colours[..., :1]).all(-1)
+    return np.where(grey, colours[..., 0], _COLOUR + colours @ (0x10000, 0x100, 1))
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -713,9 +713,7 @@ def read_mask(path: Path) -> np.ndarray:
     with _reading(path, 'a mask'), open_image(path) as image:
         if image.mode in ('L', 'P', 'I', 'I;16'):
             return np.asarray(image, np.int64)
-        colours = np.asarray(image.convert('RGB'), np.int64)
-    grey = (colours == colours[..., :1]).all(-1)
-    return np.where(grey, colours[..., 0], _COLOUR + colours @ (0x10000, 0x100, 1))
+        return _pack(np.asarray(image.convert('RGB'), np.int64))
 
 
 def index_mask(mask: np.ndarray, values: dict[int, int]) -> np.ndarray:
@@ -741,6 +739,19 @@ def _read_folders(folder: Folder) -> OwnData | None:
     if len(classes) < 2:
         return None
     return OwnData(folder.root, 'folders', 'cls', classes, pictures, remarks)
+
+
+def _guess_folders(folder: Folder) -> OwnData | None:
+    """Folders of classes where nothing else was found."""
+    data = _read_folders(folder)
+    known = _MASK_FOLDERS + _PICTURE_FOLDERS
+    if data and (others := [name for name in data.classes if name.lower() in known]):
+        raise UsageError(
+            f'{folder.root}: the folders {", ".join(others)} look like pictures and masks, but no '
+            'mask (PNG, BMP, TIFF) is called as a picture; if they are classes, say --format '
+            'folders'
+        )
+    return data
 
 
 _READERS: dict[str, Callable[[Folder], OwnData | None]] = {
