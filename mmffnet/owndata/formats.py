@@ -236,6 +236,7 @@ def read_own_data(root: str | Path, format: str | None = None) -> OwnData:
         raise UsageError(f'{root} holds pictures, but no labels: looked for {wanted}')
     if not data.pictures:
         raise UsageError(f'{root}: none of the {data.format} labels belongs to a picture there')
+    data.remarks += map(str, refused)
     for picture in data.pictures:
         picture.split = picture.split or folder.split_of(picture.path)
     return data

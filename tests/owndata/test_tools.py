@@ -363,6 +363,14 @@ def test_text_in_another_encoding(tmp_path):
         read_own_data(root)
 
 
+def test_what_cannot_be_read_beside_what_can_is_said(tmp_path):
+    root = labelled.write_labelme(tmp_path)
+    (root / 'data.yaml').write_text('train: elsewhere\nnames: [cat]\n')
+    data = read_own_data(root)
+    assert data.format == 'labelme'
+    assert any('data.yaml: no pictures are where train' in text for text in data.remarks)
+
+
 def test_one_format_does_not_hide_another(tmp_path):
     for folder in ('mask', 'no_mask'):  # classes of faces
         for number in range(3):
