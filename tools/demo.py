@@ -40,7 +40,7 @@ class Demo:
 
 
 DEMOS = {
-    'detection': Demo('detection/maskrcnn_nano_shapes.py', 6, {672: 'box mAP 0.45, mask mAP 0.38'}),
+    'detection': Demo('detection/maskrcnn_nano_shapes.py', 6, {570: 'box mAP 0.44, mask mAP 0.37'}),
     'segmentation': Demo(
         'segmentation/semfpn_nano_shapes.py', 6, {2250: 'mIoU 0.71 (from random weights)'}
     ),
