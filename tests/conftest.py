@@ -4,6 +4,7 @@ import importlib
 import os
 import random
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,10 @@ import pytest
 import reference_numbers
 import torch
 from mmengine.registry import DefaultScope
+from tqdm import tqdm
+
+# A forked process that a test kills while it draws a bar would keep the lock of all processes.
+tqdm.set_lock(threading.RLock())
 
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # read when triton is imported
