@@ -1,5 +1,6 @@
 """Compiles all Triton kernels ahead for some architectures, on any machine: python FILE 75 80 90.
 
+With ``--large`` those of FFNet-2's stages, of its downsampling and FFNetSeg's, which take minutes.
 Fails if a kernel does not compile, or computes addresses within a map in 32 bits.
 """
 
@@ -44,7 +45,7 @@ def compiled(name: str, sizes: tuple, multiplier: int, stride: int, dtype: str, 
         elif p.name == p.name.lower():
             signature[p.name] = '*fp64' if (name, p.name) in FLOAT64 else '*fp32'
         else:
-            signature[p.name] = 'i64' if p.name == 'BRANCH' else 'i32'
+            signature[p.name] = 'i32'
     source = ASTSource(kernel, signature=signature, constexprs=constants)
     return triton.compile(source, target=GPUTarget('cuda', capability, 32))
 
@@ -65,6 +66,15 @@ def main(capabilities: list[int], sizes: tuple, multiplier: int, stride: int, dt
             print(name, capability, dtype, sizes, len(found.asm['cubin']), flush=True)
 
 
+SMALL = [(((3, 3), (1, 1)), 2, 2, 'fp16')]
+LARGE = [
+    *((((7, 7), (3, 3)), 1, 1, 'bf16'), (((7, 7), (3, 3)), 2, 2, 'bf16')),
+    *((((7, 7), (3, 3), (7, 1), (1, 7)), 1, 1, 'bf16'), (((9, 9),), 1, 1, 'fp32')),
+]
+
 if __name__ == '__main__':
     assert triton.__version__
-    main([int(text) for text in sys.argv[1:]], ((3, 3), (1, 1)), 2, 2, 'fp16')
+    large = '--large' in sys.argv
+    numbers = [int(text) for text in sys.argv[1:] if text != '--large']
+    for case in LARGE if large else SMALL:
+        main(numbers, *case)

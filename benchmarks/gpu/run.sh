@@ -14,7 +14,7 @@ for ((i = 1; i < $#; i++)); do
 done
 [ "$device" = cpu ] && export TRITON_INTERPRET=1
 status=0
-"$python" tools/dev/gpu_check.py --device "$device" --only kernels graphs --minutes 1.5 \
+"$python" tools/dev/gpu_check.py --device "$device" --only graphs kernels --minutes 2 \
     --out "$out/checks_$device.json" || status=$?
 "$python" benchmarks/gpu/speed.py --out "$out" "$@" || status=$?
 exit $status

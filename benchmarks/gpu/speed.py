@@ -42,16 +42,16 @@ TRAINING = [
     *('plain+bf16', 'channels_last+bf16+plain', 'channels_last+bf16'),
     *('channels_last+bf16+graph', 'channels_last+bf16+triton', 'channels_last+bf16+triton+graph'),
 ]
-INFERENCE = [
-    *('plain', 'fused+channels_last+bf16', 'fused+channels_last+bf16+graph'),
-    *('fused+channels_last+bf16+compile', 'fused+channels_last+bf16+compile+graph'),
-]
-#: What, batch, height and width, whether it trains
-TABLES: dict[str, tuple[int, tuple[int, int], bool]] = {
-    'training step': (32, (256, 256), True),
-    'training step, detection': (2, (800, 1344), True),
-    'inference': (64, (256, 256), False),
-    'inference, one picture': (1, (256, 256), False),
+INFERENCE = ['plain', 'fused+channels_last+bf16', 'fused+channels_last+bf16+graph']
+COMPILED = ['plain', 'fused+channels_last+bf16+compile', 'fused+channels_last+bf16+compile+graph']
+PEERS = ['channels_last+bf16', 'channels_last+bf16+graph']
+#: What, batch, height and width, the forms of FFNet-2, those of its peers
+TABLES: dict[str, tuple[int, tuple[int, int], list[str], list[str]]] = {
+    'training step': (32, (256, 256), TRAINING, PEERS),
+    'training step, detection': (2, (800, 1344), TRAINING, PEERS),
+    'inference': (64, (256, 256), INFERENCE, PEERS),
+    'inference, one picture': (1, (256, 256), INFERENCE, PEERS),
+    'inference, compiled': (64, (256, 256), COMPILED, []),
 }
 #: Channels and side, kernel, stride, outputs a channel
 SHAPES = [
@@ -110,11 +110,8 @@ def peers(quick: bool) -> list[Network]:
 
 def table(what: str, args: argparse.Namespace) -> tuple[str, Rows]:
     """FFNet-2 in its forms and the peers in theirs, in turns; as Markdown and as rows."""
-    batch, size, train = TABLES[what]
-    forms = TRAINING if train else INFERENCE
-    if not args.compile:
-        forms = [form for form in forms if 'compile' not in form]
-    others = ['channels_last+bf16', 'channels_last+bf16+graph']
+    batch, size, forms, others = TABLES[what]
+    train = forms is TRAINING
     if args.quick:  # minutes in Triton's interpreter, which single kernels are enough for
         batch, size, forms = 2, (32, 32), [form for form in forms if 'triton' not in form]
     found = []
@@ -270,6 +267,7 @@ def sections(args: argparse.Namespace) -> dict[str, Callable[[], tuple[str, Any]
         'inference': partial(table, 'inference', args),
         'pairs': partial(rows_of, 'Pairs with batch norms, bfloat16 autocast, ms', pair_rows),
         **{f'profile, {form}': partial(profiled, form) for form in forms},
+        'inference, compiled': partial(table, 'inference, compiled', args),
     }
 
 
@@ -278,7 +276,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument('--device', default='cuda')
     parser.add_argument('--quick', action='store_true', help='tiny sizes')
-    parser.add_argument('--compile', action='store_true', help='torch.compile too, for minutes')
     parser.add_argument('--minutes', type=float, default=4, help='start no section later')
     parser.add_argument('--only', nargs='+', default=[''], metavar='TEXT', help='sections by name')
     parser.add_argument('--out', type=Path, default=Path(__file__).parent, metavar='DIR')

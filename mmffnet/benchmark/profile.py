@@ -123,7 +123,9 @@ def _close(marks: list[record_function], *_: Any) -> None:
     marks.pop().__exit__(None, None, None)
 
 
-def peak_memory(call: Callable[[], Any], model: nn.Module, *inputs: Tensor) -> tuple[Any, int]:
+def peak_memory(
+    call: Callable[[], Any], model: nn.Module, *inputs: Tensor, before: int | None = None
+) -> tuple[Any, int]:
     """Runs something, and finds the most bytes that PyTorch's tensors took during it.
 
     On a GPU the allocator counts them itself, on a CPU the profiler sees it give and take. What a
@@ -133,6 +135,8 @@ def peak_memory(call: Callable[[], Any], model: nn.Module, *inputs: Tensor) -> t
         call (Callable): What to run; it must free its gradients itself.
         model (nn.Module): The model in it.
         *inputs (Tensor): Its inputs.
+        before (int, optional): The bytes on the GPU before any of this was there, which are known
+            if the memory of graphs is to be counted. Defaults to None.
 
     Returns:
         tuple[Any, int]: What the call returned, and the bytes: parameters, buffers and inputs, and
@@ -146,10 +150,11 @@ def peak_memory(call: Callable[[], Any], model: nn.Module, *inputs: Tensor) -> t
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        if before is None:
+            before = torch.cuda.memory_allocated(device) - resident
         result = call()
         torch.cuda.synchronize(device)
-        return result, resident + torch.cuda.max_memory_allocated(device) - before
+        return result, torch.cuda.max_memory_allocated(device) - before
     with quiet_profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         result = call()
     events: Any = found.profiler.kineto_results.events()  # type: ignore[union-attr]

@@ -162,6 +162,7 @@ def _prepare(
 ) -> tuple[Call, list[Tensor]]:
     """Builds the network, with the same weights for every form, and calls it once or twice."""
     torch.manual_seed(0)
+    before = torch.cuda.memory_allocated(device) if device.startswith('cuda') else None
     image = torch.rand(batch, 3, *found.size, device=device)
     threads = torch.get_num_threads()
     if found.network.exported:
@@ -174,8 +175,9 @@ def _prepare(
             module.drop_prob = 0.0  # type: ignore[assignment]
     if train:
         call, found.parameters = prepare_training(model, found.form, image)
-        call()  # lets compilers and allocators do what they do once
-        outputs, found.memory = peak_memory(call, model, image)
+        for _ in range(2):  # lets compilers, allocators and captures do what they do once
+            call()
+        outputs, found.memory = peak_memory(call, model, image, before=before)
         return call, outputs
     place = Path(tempfile.mkdtemp(dir=folder))
     call, found.parameters = prepare(model, found.form, image, threads, place)

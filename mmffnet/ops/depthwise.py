@@ -3,13 +3,14 @@
 All implementations give the numbers of ``torch.nn.functional.conv2d`` within the rounding of the
 dtype. Which one runs is decided by a table; ``MMFFNET_KERNELS`` or :func:`use_kernels` choose
 PyTorch's own everywhere (``plain``), or take Triton's into the table (``triton``). What is traced,
-exported or transformed always is PyTorch's own; what is compiled too, unless Triton is asked for.
-docs/speed.md has the measurements.
+exported or transformed always is PyTorch's own; on CPUs what is compiled too, unless Triton is
+asked for. docs/speed.md has the measurements.
 """
 
 import contextlib
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -168,22 +169,19 @@ def depthwise_conv2d(
             None.
     """
     eager = _is_eager(x, weight)
-    if eager or _compiles_triton(kernels):
-        implementation = 'plain'
-        if _same_dtype(x, weight):
-            x = _autocast(x)
-            implementation = _choose(x, weight, stride, padding, kernels if eager else 'triton')
-        if implementation == 'triton':
-            from .depthwise_triton import depthwise
+    implementation = 'plain'
+    if (eager or _compiles(x.device.type, kernels)) and _same_dtype(x, weight):
+        x = _autocast(x)
+        implementation = _choose(x, weight, stride, padding, kernels)
+    if implementation == 'triton':
+        from .depthwise_triton import depthwise
 
-            return depthwise(x, weight, bias, stride[0], padding)
-    if eager:
-        weight, bias = _autocast(weight), None if bias is None else _autocast(bias)
-        if implementation == 'strips':
-            return depthwise_strips(x, weight, bias, stride, padding)
-        if implementation == 'repeat':
-            return depthwise_repeat(x, weight, bias, stride, padding)
-    return F.conv2d(x, weight, bias, stride, padding, 1, groups or x.shape[1])
+        return depthwise(x, weight, bias, stride[0], padding)
+    if implementation == 'plain' or (implementation == 'strips' and not eager):
+        return F.conv2d(x, weight, bias, stride, padding, 1, groups or x.shape[1])
+    weight, bias = _autocast(weight), None if bias is None else _autocast(bias)
+    compute = depthwise_strips if implementation == 'strips' else depthwise_repeat
+    return compute(x, weight, bias, stride, padding)
 
 
 def fuses_norms() -> bool:
@@ -296,9 +294,12 @@ def _is_eager(*tensors: Tensor) -> bool:
     )
 
 
-def _compiles_triton(kernels: str | None) -> bool:
-    """Whether ``torch.compile`` traces this, not an export, and Triton is asked for."""
-    return torch.compiler.is_compiling() and _asked_of_compiler(kernels) == 'triton'
+def _compiles(device: str, kernels: str | None) -> bool:
+    """Whether ``torch.compile`` traces this, not an export, and might do better than PyTorch."""
+    if not torch.compiler.is_compiling():
+        return False
+    asked = _asked_of_compiler(kernels)
+    return asked == 'triton' or (asked == 'auto' and device == 'cuda')
 
 
 def _same_dtype(x: Tensor, weight: Tensor) -> bool:
@@ -338,13 +339,28 @@ def _choose(
     padding: tuple[int, int],
     kernels: str | None = None,
 ) -> str:
-    kernels = _asked(kernels)
+    kernels = _asked_of_compiler(kernels) if torch.compiler.is_compiling() else _asked(kernels)
     if x.dtype == torch.bfloat16 and x.device.type == 'cpu':
         warn_of_bfloat16()
     if kernels == 'plain' or x.ndim != 4 or not x.numel():
         return 'plain'
     call = _call(x, weight, stride, padding, kernels == 'triton')
+    if call.triton and call.device == 'cuda' and not torch.compiler.is_compiling():
+        _warn_of_no_triton(call)
     return next((row.implementation for row in _TABLE if row.fits(call)), 'plain')
+
+
+def _warn_of_no_triton(call: _Call) -> None:
+    """Nobody should take PyTorch's times for Triton's."""
+    if _fits_triton(call):
+        return
+    if not _has_triton(call.device):
+        why = 'it cannot run here (`mmffnet env` says why)'
+    elif not call.channels_last:
+        why = 'the map is not in channels_last'
+    else:
+        why = f'it has none for {call.dtype}, {call.kernel}, stride {call.stride} on such a map'
+    warnings.warn(f'a depthwise convolution does not run on Triton: {why}', stacklevel=4)
 
 
 def _call(

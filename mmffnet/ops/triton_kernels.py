@@ -102,6 +102,7 @@ def input_gradient(
     KH: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """``dx`` of B convolutions of the map; their gradients are BRANCH numbers apart."""
+    apart = tl.cast(BRANCH, tl.int64)
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     ci = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = ci < C
@@ -121,7 +122,7 @@ def input_gradient(
                 if TAPS[(b * KH + i) * KW + j] >= 0:
                     k = w + TAPS[(b * KH + i) * KW + j] * (C * M) + ci * M
                     for r in tl.static_range(M):
-                        v = tl.load(g + b * BRANCH + at + r, mask=mask, other=0.0).to(tl.float32)
+                        v = tl.load(g + b * apart + at + r, mask=mask, other=0.0).to(tl.float32)
                         acc += v * tl.load(k + r, mask=inside, other=0.0)[None, :]
     at = p.to(tl.int64)[:, None] * C + ci[None, :]
     tl.store(dx + at, acc.to(dx.dtype.element_ty), mask=(p < P)[:, None] & inside[None, :])
@@ -291,6 +292,7 @@ def norm_gradients(
 
     ``found`` is what :func:`merge` found, ``sums`` is :func:`norm_sums` over all pixels.
     """
+    apart = tl.cast(BRANCH, tl.int64)
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     co = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = co < C * M
@@ -309,4 +311,4 @@ def norm_gradients(
     for b in tl.static_range(B):
         slope = inverses[b] * inverses[b] * totals[b + 1] / n
         d = scales[b] * inverses[b] * (v - totals[0] / n - slope * (zs[b] - means[b]))
-        tl.store(dz + b * BRANCH + at, d.to(dz.dtype.element_ty), mask=mask)
+        tl.store(dz + b * apart + at, d.to(dz.dtype.element_ty), mask=mask)

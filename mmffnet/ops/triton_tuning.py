@@ -84,6 +84,8 @@ def _chosen(device: torch.device) -> dict[str, Any]:
 def _read(path: str) -> dict[str, dict[str, Any]]:
     try:
         return json.loads(Path(path).read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise FileNotFoundError(f'MMFFNET_TRITON_CHOICES: there is no file {path}') from None
     except json.JSONDecodeError as error:
         raise ValueError(f'MMFFNET_TRITON_CHOICES: {path} is not JSON: {error}') from None
 

@@ -14,7 +14,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmffnet
-from mmffnet.models.layers import ConvNorm, FusibleBlock, MultiBranchDWConv, NormConv
+from mmffnet.models.layers import (
+    ConvNorm,
+    DepthwiseConv2d,
+    FusibleBlock,
+    MultiBranchDWConv,
+    NormConv,
+)
 
 TINY = dict(depths=[1, 1, 2, 1], channels=[8, 16, 32, 64], stem_channels=8)
 
@@ -53,7 +59,7 @@ def test_branches_fold(kernel, branches, stride, multiplier, size):
     block = disturb(MultiBranchDWConv(3, kernel, branches, 3 * multiplier, stride)).double().eval()
     x = torch.randn(2, 3, *size, dtype=torch.double)
     fused = block.fuse()
-    assert type(fused) is nn.Conv2d and fused.kernel_size == (kernel, kernel)
+    assert type(fused) is DepthwiseConv2d and fused.kernel_size == (kernel, kernel)
     assert_same([fused(x)], [block(x)])
 
 

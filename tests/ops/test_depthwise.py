@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
-from mmffnet.models.layers import DepthwiseConv2d, MultiBranchDWConv
+from mmffnet.models.layers import DepthwiseConv2d, MultiBranchDWConv, reparameterize
 from mmffnet.ops import depthwise, depthwise_cpu
 from mmffnet.ops.depthwise import depthwise_conv2d, depthwise_repeat, use_kernels
 from mmffnet.ops.depthwise_cpu import depthwise_strips
@@ -225,6 +226,57 @@ def test_layer_is_a_convolution():
     assert torch.equal(layer(x), other(x))
     block = MultiBranchDWConv(4, 7, 'strips', 8, 2)
     assert all(type(branch.conv) is DepthwiseConv2d for branch in block.children())
+
+
+def test_fused_blocks_use_the_table(strips_used):
+    block = MultiBranchDWConv(4, 7, out_channels=8, stride=2).eval()
+    fused = reparameterize(block)
+    x = torch.rand(2, 4, 16, 16)
+    assert len(strips_used) == 0
+    torch.testing.assert_close(fused(x), block(x))
+    assert len(strips_used) == 3  # one for the fused block, two for its branches
+
+
+def compiled_on_a_gpu(channels_last):
+    """What the compiler is given for the downsampling on a GPU, which need not be there."""
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    with FakeTensorMode(), torch.device('cuda'):
+        layout = LAYOUTS[channels_last]
+        x = torch.empty(2, 4, 8, 8).to(memory_format=layout)
+        layer = DepthwiseConv2d(4, 8, 3, stride=2, padding=1, bias=False)
+        y = torch.compile(layer, backend=keep, fullgraph=True)(x)
+        assert y.shape == (2, 8, 4, 4) and y.is_contiguous(memory_format=layout)
+    (conv,) = [node for node in graphs[0].graph.nodes if node.target in (F.conv2d, torch.conv2d)]
+    return conv.args[-1]
+
+
+def test_compiled_downsampling_has_no_groups_to_launch(monkeypatch):
+    monkeypatch.delenv('MMFFNET_KERNELS', raising=False)
+    assert compiled_on_a_gpu(channels_last=True) == 8  # as many as outputs, a true depthwise one
+    assert compiled_on_a_gpu(channels_last=False) == 4
+    with use_kernels('plain'):
+        torch._dynamo.reset()
+        assert compiled_on_a_gpu(channels_last=True) == 4
+
+
+def test_triton_that_does_not_run_is_reported(monkeypatch):
+    with FakeTensorMode():
+        x, weight = (torch.empty(*size, device='cuda') for size in ((2, 4, 8, 8), (4, 1, 3, 3)))
+    monkeypatch.setattr(depthwise, '_has_triton', lambda device: True)
+    with pytest.warns(UserWarning, match='not run on Triton: the map is not in channels_last'):
+        assert chosen(x, weight, (1, 1), kernels='triton') == 'plain'
+    x = x.to(memory_format=torch.channels_last)
+    assert chosen(x, weight, (1, 1), kernels='triton') == 'triton'
+    with pytest.warns(UserWarning, match=r'has none for torch.float64'):
+        chosen(x.double(), weight.double(), (1, 1), kernels='triton')
+    monkeypatch.setattr(depthwise, '_has_triton', lambda device: False)
+    with pytest.warns(UserWarning, match='it cannot run here'):
+        chosen(x, weight, (1, 1), kernels='triton')
 
 
 def test_bfloat16_without_hardware_is_reported_once(monkeypatch, recwarn):

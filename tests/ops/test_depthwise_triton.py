@@ -413,3 +413,6 @@ def test_tuning(device, tmp_path, monkeypatch):
     monkeypatch.setenv('MMFFNET_TRITON_CHOICES', str(path))
     outcome(block, x, 'triton')
     assert len(used) == 2
+    monkeypatch.setenv('MMFFNET_TRITON_CHOICES', str(tmp_path / 'none.json'))
+    with pytest.raises(FileNotFoundError, match=r'MMFFNET_TRITON_CHOICES: there is no file .*none'):
+        outcome(block, x, 'triton')

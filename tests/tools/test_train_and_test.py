@@ -161,8 +161,17 @@ def launch(script, *arguments, folder, **settings):
     )
 
 
+def launch_far(script, config, folder):
+    """Two launchers that find each other, as on two machines."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    place = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=port)
+    return [launch(script, config, 1, folder=folder, NODE_RANK=n, **place) for n in '01']
+
+
 @pytest.mark.dist
-def test_two_processes_train_as_one_does(toy, tmp_path):
+def test_two_machines_train_as_one_does(toy, tmp_path):
     """Same global batches, batch norms in eval mode: the same weights."""
     ends = []
     for name, size, norm in (('one', 4, 'BN'), ('two', 2, 'SyncBN')):
@@ -179,10 +188,11 @@ def test_two_processes_train_as_one_does(toy, tmp_path):
         if name == 'one':
             assert tool(toy, tmp_path, 'train.py', config)[0] == 0
         else:
-            process = launch(toy.TOOLS / 'dist_train.sh', config, 2, folder=tmp_path)
-            text = process.communicate()[0]
-            assert process.returncode == 0, text[-4000:]
-            assert 'SyncBN needs GPUs: BN takes its place' in text
+            machines = launch_far(toy.TOOLS / 'dist_train.sh', config, tmp_path)
+            texts = [machine.communicate()[0] for machine in machines]
+            assert [machine.returncode for machine in machines] == [0, 0], texts[0][-4000:]
+            assert 'GPU number: 2' in texts[0]
+            assert 'SyncBN needs GPUs: BN takes its place' in texts[0]
         state = toy.end_state(tmp_path / name)
         ends.append({k: v for k, v in state.items() if k.startswith('/state_dict')})
     one, two = ends
@@ -190,7 +200,7 @@ def test_two_processes_train_as_one_does(toy, tmp_path):
     largest = max(float((one[name] - two[name]).abs().max()) for name in one)
     assert largest < 1e-5
 
-    # and two processes test as one does
+    # and two processes of one launcher test as one does
     checkpoint = toy.find_checkpoint(tmp_path / 'two')
     process = launch(toy.TOOLS / 'dist_test.sh', config, checkpoint, 2, folder=tmp_path)
     together = process.communicate()[0]
@@ -220,23 +230,6 @@ def test_two_processes_stop_together(toy, tmp_path):
     stopped = re.search(r'SIGTERM: stopped after iteration (\d+), which (\S+) holds', text)
     assert stopped, text
     assert toy.find_checkpoint(tmp_path / 'long') == stopped[2]
-
-
-@pytest.mark.dist
-def test_two_machines(toy, tmp_path):
-    """Two launchers that find each other, as on two machines."""
-    changes = {'model.backbone.norm_eval': True, 'train_cfg.max_epochs': 2}
-    config = write_config(toy, tmp_path, 'far', **changes)
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
-    place = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=port)
-    script = toy.TOOLS / 'dist_train.sh'
-    machines = [launch(script, config, 1, folder=tmp_path, NODE_RANK=n, **place) for n in '01']
-    texts = [machine.communicate()[0] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], texts[0][-4000:]
-    assert re.search(r'GPU number: 2', texts[0])
-    assert toy.find_checkpoint(tmp_path / 'far') == str(tmp_path / 'far' / 'epoch_2.pth')
 
 
 @pytest.mark.parametrize(

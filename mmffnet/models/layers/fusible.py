@@ -300,17 +300,17 @@ def can_fold(norm: nn.Module) -> bool:
 
 def conv_like(conv: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
     weight = conv.weight
-    fused = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
-        conv.dilation,  # type: ignore[arg-type]
-        conv.groups,
-        padding_mode=conv.padding_mode,
-        device='meta',
+    shape: Any = (
+        *(conv.in_channels, conv.out_channels),
+        *(conv.kernel_size, conv.stride, conv.padding),
     )
+    with torch.device('meta'):
+        fused: nn.Conv2d
+        if isinstance(conv, DepthwiseConv2d):
+            fused = DepthwiseConv2d(*shape)
+        else:
+            dilation: Any = conv.dilation
+            fused = nn.Conv2d(*shape, dilation, conv.groups, padding_mode=conv.padding_mode)
     fused.weight = nn.Parameter(kernel.to(weight.dtype), requires_grad=weight.requires_grad)
     fused.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=weight.requires_grad)
     return fused
