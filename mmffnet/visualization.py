@@ -8,14 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-
-if TYPE_CHECKING:  # takes a second, which only those who draw should wait
-    from matplotlib.figure import Figure
 
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
@@ -24,8 +21,6 @@ _SMALL = 900  # pixels: where the longer side has fewer, pictures are enlarged
 _INK = (34, 34, 34)
 _BAR = (60, 120, 200)
 _NOT_LABELLED = (255, 255, 255)
-_DARK = '#222222'
-PANEL = 5.2  # inches, the longer side of a picture in a drawing
 
 
 @dataclass(frozen=True)
@@ -243,81 +238,41 @@ def find_places(labels: np.ndarray, number: int) -> Iterator[tuple[float, float,
         yield x - 0.5, y - 0.5, int(label)
 
 
-def draw_segmentation(
-    image: np.ndarray,
-    maps: dict[str, np.ndarray],
-    classes: Sequence[str],
-    palette: Sequence[Sequence[int]],
-) -> 'Figure':
-    """Draws a picture and label maps side by side, above a legend of the classes in them.
+def paint_maps(image: np.ndarray, maps: dict[str, np.ndarray], legend: Legend) -> np.ndarray:
+    """Paints a picture and label maps side by side, above the names of the classes in them.
 
     Args:
-        image (np.ndarray): The picture, RGB, of shape (H, W, 3).
-        maps (dict[str, np.ndarray]): Label maps of shape (H, W), by their titles. What is not a
-            class counts as not labelled. If there are a 'ground truth' and a 'prediction', the
-            share of right pixels is shown.
-        classes (Sequence[str]): Names of the classes.
-        palette (Sequence[Sequence[int]]): Their colours, from 0 to 255.
+        image (np.ndarray): The picture.
+        maps (dict[str, np.ndarray]): Label maps (H, W) by their titles; below 0 is not labelled.
+        legend (Legend): Names and colours.
 
     Returns:
-        Figure: The drawing.
+        np.ndarray: A new picture; small ones are enlarged.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    number = len(classes)
-    maps = {title: np.where((m < 0) | (m >= number), number, m) for title, m in maps.items()}
-    table = np.concatenate([np.asarray(palette).reshape(-1, 3), [_NOT_LABELLED]])
-    areas = np.sum([np.bincount(m.ravel(), minlength=number + 1) for m in maps.values()], axis=0)
-    present = [i for i in np.argsort(-areas[:number], kind='stable') if areas[i]]
-    names = [classes[i] for i in present]
-    if areas[number]:
-        present, names = [*present, number], [*names, 'not labelled']
-
-    height, width = np.array(image.shape[:2]) * PANEL / max(image.shape[:2])
-    near, margin, top = 0.08, 0.1, 0.32
-    total = (1 + len(maps)) * (width + near) - near + 2 * margin
-    columns = max(1, int((total - 2 * margin) / (0.55 + 0.085 * max(map(len, names)))))
+    panels = {'picture': enlarge(image)[0]}
+    panels |= {title: paint_labels(image, labels, legend) for title, labels in maps.items()}
+    height, width = panels['picture'].shape[:2]
+    size = round(_font_size((height, width)))
+    font, row = _font(size), 2 * size
+    found, areas = np.unique(np.concatenate([*map(np.ravel, maps.values())]), return_counts=True)
+    found = found[np.argsort(-areas, kind='stable')]
+    names = [(legend.name(label), legend.colour(label)) for label in found if label >= 0]
+    names += [('not labelled', _NOT_LABELLED)] * bool((found < 0).any())
+    column = row + size + max(font.getlength(name) for name, _ in names)
+    total = len(panels) * (width + size) - size
+    columns = max(1, int(total // column))
     rows = -(-len(names) // columns)
-    bottom = 0.22 * rows + 0.2
-    size = np.array([total, top + height + bottom])
-    figure = Figure(tuple(size), dpi=110, facecolor='white')
-    painted = {title: _tint(image, m, table)[0] / 255 for title, m in maps.items()}
-    panels = {'picture': image, **painted}
+    drawing = Image.new('RGB', (total, height + row * (1 + rows) + size), 'white')
+    draw = ImageDraw.Draw(drawing)
     for i, (title, panel) in enumerate(panels.items()):
-        corner = np.array([margin + i * (width + near), bottom])
-        ax = figure.add_axes((*(corner / size), *(np.array([width, height]) / size)))
-        ax.imshow(panel, aspect='auto', extent=(0, image.shape[1], image.shape[0], 0))
-        ax.set_axis_off()
-        for x, y, label in find_places(maps[title], number) if title in maps else ():
-            box = dict(facecolor='white', edgecolor='none', alpha=0.75, pad=1.2)
-            ax.text(x, y, classes[label], size=7, color=_DARK, ha='center', va='center', bbox=box)
-        if title == 'prediction' and 'ground truth' in maps:
-            title += _describe_agreement(maps['prediction'], maps['ground truth'], number)
-        ax.set_title(title, size=10, color=_DARK, pad=4)
-    handles = [
-        Patch(facecolor=table[i] / 255, edgecolor='#888888', lw=0.5, label=name)
-        for i, name in zip(present, names, strict=True)
-    ]
-    figure.legend(
-        # matplotlib goes down the columns
-        handles=[handle for i in range(columns) for handle in handles[i::columns]],
-        loc='lower center',
-        ncols=columns,
-        frameon=False,
-        fontsize=9,
-        borderaxespad=0.3,
-        columnspacing=1.2,
-        handlelength=1.4,
-    )
-    return figure
-
-
-def _describe_agreement(prediction: np.ndarray, truth: np.ndarray, number: int) -> str:
-    known = truth < number
-    if not known.any():
-        return ''
-    return f': {100 * (prediction == truth)[known].mean():.1f} % of the labelled pixels are right'
+        left = i * (width + size)
+        draw.text((left + width / 2, size), title, fill=_INK, font=font, anchor='mm')
+        drawing.paste(Image.fromarray(panel), (left, row))
+    for i, (name, colour) in enumerate(names):
+        x, y = size + i % columns * column, height + row * (1 + i // columns) + size
+        draw.rectangle((x, y, x + size, y + size), fill=colour, outline=(136, 136, 136))
+        draw.text((x + 1.5 * size, y + size / 2), name, fill=_INK, font=font, anchor='lm')
+    return np.asarray(drawing)
 
 
 def paint_scores(image: np.ndarray, names: Sequence[str], scores: Sequence[float]) -> np.ndarray:

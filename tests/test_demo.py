@@ -37,6 +37,7 @@ def test_demo(task, tmp_path, monkeypatch, capsys):
     assert Path(result['checkpoint']) == Path('here', 'demo.pth')
     assert Path('here', 'demo.pth').read_bytes() == Path('here', 'iter_1.pth').read_bytes()
     page = Path(result['page']).read_text()
+    assert f'<p>{plan}</p>' in page  # what other budgets give as well
     assert METRICS[task][0] in page and page.count('<img alt="truth"') == 6
 
 

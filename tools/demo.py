@@ -93,7 +93,8 @@ def run_demo(demo: Demo, minutes: float, work_dir: str | None, options: Sequence
     checkpoint = folder / 'demo.pth'  # a name that does not tell how many steps there were
     shutil.copyfile((folder / 'last_checkpoint').read_text().strip(), checkpoint)
     config = folder / Path(demo.config).name
-    page = write_report(str(config), str(checkpoint), folder / 'results.html')
+    page = folder / 'results.html'
+    write_report(str(config), str(checkpoint), page, notes=plan.splitlines())
     found = json.loads(page.with_suffix('.json').read_text())['summary']
     print(f'\n{plan}\n')
     print(*(f'{name}: {value:.3f}' for name, value in found.items()), sep='\n')

@@ -91,10 +91,16 @@ def _show(value: Any) -> str:
     return f'{value:.3f}' if isinstance(value, float) else html.escape(str(value))
 
 
-def write_report(config: str, checkpoint: str, page: str | Path, device: str | None = None) -> Path:
+def write_report(
+    config: str,
+    checkpoint: str,
+    page: str | Path,
+    device: str | None = None,
+    notes: Sequence[str] = (),
+) -> Path:
     """Test a trained model on the pictures of its config and write the page of results.
 
-    The numbers go beside the page as JSON.
+    The numbers go beside the page as JSON; the notes come first.
     """
     page = Path(page)
     results = evaluate(config, checkpoint, device)
@@ -115,7 +121,7 @@ def write_report(config: str, checkpoint: str, page: str | Path, device: str | N
     )
     name = Path(config).stem if Path(config).stem != 'config' else page.resolve().parent.name
     try:
-        write_page(page, f'{name}: results', results, commands, logs, data)
+        write_page(page, f'{name}: results', results, commands, logs, data, notes)
     except OSError as error:
         raise UsageError(f'cannot write {page}: {error}') from error
     return page
@@ -128,10 +134,12 @@ def write_page(
     commands: str,
     scalars: Sequence[Path] = (),
     data: str = '',
+    notes: Sequence[str] = (),
 ) -> None:
     """Write the page, and beside it all numbers as JSON; ``scalars`` are mmengine's logs."""
     tiles = {name: f'{value:.3f}' for name, value in results.summary.items()} | results.facts
-    parts = ['<div class="tiles">']
+    parts = [f'<p>{html.escape(note)}</p>' for note in notes]
+    parts += ['<div class="tiles">']
     parts += [f'<div class="tile"><b>{html.escape(v)}</b>{k}</div>' for k, v in tiles.items()]
     parts += ['</div><h2>Classes</h2>']
     if any('threshold' in row for row in results.per_class):

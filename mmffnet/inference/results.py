@@ -15,11 +15,10 @@ from mmffnet.checkpoint import atomic_write
 from mmffnet.errors import UsageError
 
 from ..visualization import (
-    PANEL,
     Legend,
-    draw_segmentation,
     paint_detections,
     paint_labels,
+    paint_maps,
     paint_scores,
 )
 from .sources import Picture, Video
@@ -128,18 +127,7 @@ class Segmentation(Result):
 
     def paint(self) -> np.ndarray:
         """Returns the picture, the prediction and a legend of the classes in it."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        legend, number = self.legend, int(self.labels.max(initial=-1)) + 1
-        number = max(number, len(legend.classes))
-        names = [legend.name(label) for label in range(number)]
-        colours = [legend.colour(label) for label in range(number)]
-        figure = draw_segmentation(self.image, {'prediction': self.labels}, names, colours)
-        # pictures keep their pixels, within reason
-        figure.set_dpi(float(np.clip(max(self.labels.shape) / PANEL, 140, 320)))
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        return paint_maps(self.image, {'prediction': self.labels}, self.legend)
 
     def paint_frame(self) -> np.ndarray:
         return paint_labels(self.image, self.labels, self.legend)

@@ -7,62 +7,68 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_rgb
 from mmengine.registry import MODELS, DefaultScope
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from mmffnet.datasets import CLASSES as CLASSES_OF_SHAPES
 from mmffnet.datasets import ensure_shapes
 from mmffnet.engine import runner as tools
-from mmffnet.visualization import draw_segmentation
+from mmffnet.visualization import Legend, paint_maps
 
 PALETTE = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
 CLASSES = ('wall', 'floor', 'bed')
 SIZE = (40, 60)
 
 
-def draw(**maps):
+@pytest.fixture
+def written(monkeypatch):
+    """What is written on pictures, and where."""
+    texts = []
+    text = ImageDraw.ImageDraw.text
+
+    def remember(draw, place, words, **kwargs):
+        texts.append((words, place))
+        return text(draw, place, words, **kwargs)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, 'text', remember)
+    return texts
+
+
+def test_panels_and_legend(written):
+    half = np.resize(np.repeat([0, 2], 30), SIZE)
     image = np.full((*SIZE, 3), 90, np.uint8)
-    maps = {title.replace('_', ' '): np.resize(np.array(m), SIZE) for title, m in maps.items()}
-    return draw_segmentation(image, maps, CLASSES, PALETTE)
+    maps = {'ground truth': np.where(half, -1, half), 'prediction': half}
+    painted = paint_maps(image, maps, Legend(CLASSES, PALETTE))
+    height, width = 600, 900  # small pictures are enlarged
+    font = 18
+    assert painted.shape == (height + 5 * font, 3 * (width + font) - font, 3)
+    panels = [painted[2 * font :, i * (width + font) :][:height, :width] for i in range(3)]
+    assert (panels[0] == 90).all()
+    grey = 0.3 * 90
+    truth, prediction = panels[1:]
+    assert prediction[5, 5] == pytest.approx([0.7 * 200 + grey, grey, grey], abs=1)
+    assert prediction[5, -5] == pytest.approx([grey, grey, 0.7 * 200 + grey], abs=1)
+    assert truth[5, -5] == pytest.approx([0.7 * 255 + grey] * 3, abs=1)
+    # names stand in their regions: one in the truth, two in the prediction
+    inside = [(text, place[0]) for text, place in written[:3]]
+    assert [text for text, _ in inside] == ['wall', 'wall', 'bed']
+    assert inside[1][1] < width / 2 < inside[2][1]
+    titles = ['picture', 'ground truth', 'prediction']
+    # the largest first, and none that is not there
+    assert [text for text, _ in written[3:]] == [*titles, 'wall', 'bed', 'not labelled']
+    strip = painted[-3 * font :].reshape(-1, 3)
+    for colour in (PALETTE[0], PALETTE[2], (255, 255, 255)):
+        assert (strip == colour).all(1).sum() >= font * font / 2
+    assert not (strip == PALETTE[1]).all(1).any()
 
 
-def legend(figure):
-    (found,) = figure.legends
-    names = [text.get_text() for text in found.get_texts()]
-    colours = [to_rgb(patch.get_facecolor()) for patch in found.get_patches()]
-    return dict(zip(names, colours, strict=True))
-
-
-def test_panels_and_legend():
-    half = np.repeat([0, 2], 30)
-    figure = draw(ground_truth=np.where(half, 255, half), prediction=half)
-    titles = [ax.get_title() for ax in figure.axes]
-    assert titles[:2] == ['picture', 'ground truth']
-    assert titles[2] == 'prediction: 100.0 % of the labelled pixels are right'
-    found = legend(figure)
-    assert list(found) == ['wall', 'bed', 'not labelled']  # the largest first, and none else
-    assert found['bed'] == pytest.approx((0, 0, 200 / 255))
-    truth, painted = (np.asarray(ax.images[0].get_array()) for ax in figure.axes[1:])
-    grey = 0.3 * 90 / 255
-    assert painted[0, 0] == pytest.approx([0.7 * 200 / 255 + grey, grey, grey])
-    assert painted[0, -1] == pytest.approx([grey, grey, 0.7 * 200 / 255 + grey])
-    assert truth[0, -1] == pytest.approx([0.7 + grey] * 3)
-    # names stand in their regions
-    places = {text.get_text(): text.get_position() for text in figure.axes[2].texts}
-    assert places.keys() == {'wall', 'bed'}
-    assert places['wall'][0] < 30 < places['bed'][0]
-
-
-def test_prediction_alone_and_names_of_small_regions():
+def test_names_of_small_regions_are_in_the_legend_only(written):
     label = np.zeros(SIZE, int)
     label[3:5, 3:6] = 1
-    figure = draw(prediction=label)
-    assert [ax.get_title() for ax in figure.axes] == ['picture', 'prediction']
-    assert list(legend(figure)) == ['wall', 'floor']
-    assert [text.get_text() for text in figure.axes[1].texts] == ['wall']
-    share = draw(ground_truth=[0, 0, 1, 255], prediction=[0, 1, 1, 1]).axes[2].get_title()
-    assert share == 'prediction: 66.7 % of the labelled pixels are right'
+    image = np.zeros((*SIZE, 3), np.uint8)
+    paint_maps(image, {'prediction': label}, Legend(CLASSES, PALETTE))
+    words = ['wall', 'picture', 'prediction', 'wall', 'floor']
+    assert [text for text, _ in written] == words
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import numpy as np
 from mmengine import fileio
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from PIL import Image
 
 from ...registry import HOOKS
-from ...visualization import draw_segmentation
+from ...visualization import Legend, paint_maps
 
 
 @HOOKS.register_module()
@@ -39,18 +40,22 @@ class SegPicturesHook(Hook):
         import mmcv
 
         meta = runner.test_loop.dataloader.dataset.metainfo
+        legend = Legend(meta['classes'], meta['palette'])
         for sample in outputs or ():
-            # test-time augmentation leaves out the first dimension
-            maps = {
-                title: getattr(sample, name).data.squeeze().cpu().numpy().astype(np.int64)
-                for title, name in (('ground truth', 'gt_sem_seg'), ('prediction', 'pred_sem_seg'))
-                if name in sample
-            }
+            maps = {}
+            for title, name in (('ground truth', 'gt_sem_seg'), ('prediction', 'pred_sem_seg')):
+                if name in sample:
+                    # test-time augmentation leaves out the first dimension
+                    labels = getattr(sample, name).data.squeeze().cpu().numpy().astype(np.int64)
+                    maps[title] = np.where(labels < len(legend.classes), labels, -1)
+            if 'ground truth' in maps and (known := maps['ground truth'] >= 0).any():
+                prediction = maps.pop('prediction')
+                right = (prediction == maps['ground truth'])[known].mean()
+                maps[f'prediction: {right:.1%} of the labelled pixels are right'] = prediction
             image = mmcv.imfrombytes(fileio.get(sample.img_path), channel_order='rgb')
-            figure = draw_segmentation(image, maps, meta['classes'], meta['palette'])
             target = self.out_dir / name_below(sample.img_path, runner).with_suffix('.png')
             target.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(target)
+            Image.fromarray(paint_maps(image, maps, legend)).save(target)
 
 
 @HOOKS.register_module()
