@@ -5,6 +5,7 @@ at once, but for one shape, with fixed memory. Whatever has no graph runs as usu
 is said once.
 """
 
+import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -19,7 +20,8 @@ class InferenceGraphs:
     """Takes the calls of a module in eval mode, and answers with graphs for shapes that come again.
 
     It stands where ``nn.Module.compile`` puts compiled code, in front of which it may be: copies of
-    the module and checkpoints leave it out.
+    the module and checkpoints leave it out. A graph works on the parameters where they are: they
+    must not be moved or replaced afterwards.
 
     Args:
         module (nn.Module): The module.
@@ -114,7 +116,7 @@ class TrainingGraph(InferenceGraphs):
 
     room = 1
     state: Hashable = None
-    waits = False  # whether a backward pass still needs the memory of the forward pass
+    pending: Callable[[], Any] = staticmethod(lambda: None)  # whose backward pass needs the memory
 
     def applies(self) -> bool:
         if not (self.module.training and torch.is_grad_enabled()):
@@ -141,17 +143,17 @@ class TrainingGraph(InferenceGraphs):
         return step
 
     def replay(self, graph: Call, args: tuple) -> Any:
-        if self.waits:
+        if self.pending() is not None:
             return self.without('it is called twice before a backward pass', args)
         outputs = graph(*args)
         node = next((t.grad_fn for t in tree_leaves(outputs) if t.grad_fn is not None), None)
         if node is not None:
-            self.waits = True
+            self.pending = weakref.ref(node)  # whose outputs may be thrown away, too
             node.register_prehook(self._before_backward)
         return outputs
 
     def _before_backward(self, *_: Any) -> None:
-        self.waits = False
+        self.pending = lambda: None
         keep_gradients(list(self.module.parameters()))
 
 

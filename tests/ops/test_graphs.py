@@ -106,6 +106,31 @@ def test_a_graph_is_captured_again_for_other_parameters(nano):
     assert kept == [True, False, False]
 
 
+class Double(torch.autograd.Function):
+    """Stands for a graph: its backward pass needs what the forward pass left."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def test_no_replay_before_the_backward_pass_of_the_last_one():
+    said, x = [], torch.ones(2, requires_grad=True)
+    graph = TrainingGraph(nn.Identity().train(), said.append)
+    for _ in range(2):
+        graph.replay(Double.apply, (x,)).sum().backward()
+    loss = graph.replay(Double.apply, (x,)).sum()
+    assert not said
+    assert torch.equal(graph.replay(Double.apply, (x,)), x)  # by the module
+    assert len(said) == 1 and 'twice before a backward pass' in said[0]
+    del loss  # as where a step ran out of memory
+    assert torch.equal(graph.replay(Double.apply, (x,)), 2 * x)
+
+
 def test_what_cannot_be_captured(nano, tmp_path):
     assert 'GPU' in why_no_training_graph(nano)
     again = MODELS.build(dict(type='FFNet', arch='nano', with_cp=True))

@@ -300,17 +300,14 @@ def can_fold(norm: nn.Module) -> bool:
 
 def conv_like(conv: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
     weight = conv.weight
-    shape: Any = (
-        *(conv.in_channels, conv.out_channels),
-        *(conv.kernel_size, conv.stride, conv.padding),
-    )
+    sizes: Any = (conv.kernel_size, conv.stride, conv.padding)
     with torch.device('meta'):
         fused: nn.Conv2d
         if isinstance(conv, DepthwiseConv2d):
-            fused = DepthwiseConv2d(*shape)
+            fused = DepthwiseConv2d(conv.in_channels, conv.out_channels, *sizes)
         else:
-            dilation: Any = conv.dilation
-            fused = nn.Conv2d(*shape, dilation, conv.groups, padding_mode=conv.padding_mode)
+            sizes += (conv.dilation, conv.groups, True, conv.padding_mode)
+            fused = nn.Conv2d(conv.in_channels, conv.out_channels, *sizes)
     fused.weight = nn.Parameter(kernel.to(weight.dtype), requires_grad=weight.requires_grad)
     fused.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=weight.requires_grad)
     return fused
