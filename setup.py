@@ -43,7 +43,7 @@ EXTRAS['all'] = sorted({name for key in EXTRAS if key != 'lite' for name in EXTR
 EXTRAS['export'] = ['coremltools', 'onnx', 'onnxruntime', 'onnxscript', 'openvino']
 EXTRAS['hub'] = ['huggingface_hub>=0.34', 'safetensors']
 EXTRAS['fast'] = ['faster-coco-eval>=1.8']
-EXTRAS['web'] = ['gradio']
+EXTRAS['web'] = ['gradio>=6']
 EXTRAS['docs'] = ['furo', 'myst-parser', 'sphinx']
 EXTRAS['dev'] = [
     'hypothesis',

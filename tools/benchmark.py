@@ -116,7 +116,8 @@ def _add_speed(tasks: Any) -> None:
     parser.add_argument(
         '--forms',
         help='separated by commas, each a sum of fused, channels_last, compile, freeze, bf16, '
-        f'plain, onnxruntime, openvino (default: {FORMS}; for training: {TRAINING_FORMS})',
+        'plain, triton, graph, onnxruntime, openvino '
+        f'(default: {FORMS}; for training: {TRAINING_FORMS})',
     )
     parser.add_argument('--train', action='store_true', help='a forward and a backward pass')
     parser.add_argument('--rounds', type=int, default=20, metavar='N', help='default: 20')

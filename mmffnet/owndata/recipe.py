@@ -270,7 +270,7 @@ def _write_classes(data: OwnData, folder: Path) -> str:
 def _backbone(recipe: Recipe) -> str:
     if not recipe.weights:
         return ''
-    frozen = f'frozen_stages={recipe.frozen}, ' if recipe.frozen else ''
+    frozen = f'frozen_stages={recipe.frozen - 1}, ' if recipe.frozen else ''
     delete = '' if recipe.task == 'cls' else '_delete_=True, '  # of classifiers there is none
     weights = f"dict({delete}type='Pretrained', checkpoint={recipe.weights!r})"
     return f'\n    backbone=dict({frozen}init_cfg={weights}),'
