@@ -8,6 +8,7 @@ import argparse
 import gc
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -229,6 +230,10 @@ def build_runner(cfg: Config) -> Runner:
         runner = build(cfg)
     except (OSError, ValueError) as error:  # arguments that a model refuses, say
         raise UsageError(str(error)) from error
+    except (KeyError, TypeError) as error:
+        if not re.search('registry|argument', str(error)):
+            raise
+        raise UsageError(describe_error(error)) from error
     try:
         settle_resume(runner)
     except DamagedCheckpointError as error:
@@ -346,7 +351,7 @@ def _resume(cfg: Config, resume: str) -> None:
             return  # the main process looks, and build_runner tells the others
         try:
             found = find_checkpoint(cfg.work_dir)
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             raise UsageError(str(error)) from error
         if found is None:
             message = f'there is no checkpoint in {cfg.work_dir}: training starts anew'
@@ -358,7 +363,7 @@ def _resume(cfg: Config, resume: str) -> None:
             f'{resume} holds weights alone, nothing to resume with: start from it with '
             f'--cfg-options load_from={resume}'
         )
-    else:
+    elif not Path(resume).is_dir():  # as DeepSpeed and FSDP write them
         check_checkpoint(resume)
     cfg.resume, cfg.load_from = True, resume
 
@@ -489,6 +494,8 @@ def use_tta(cfg: Config) -> None:
                 '--cfg-options model.roi_head.mask_head=None test_evaluator.metric=bbox'
             )
         cfg.tta_model = _TTA_MODELS[scope]
+    if 'pipeline' not in dataset:
+        raise UsageError('--tta needs a test_dataloader with one data set that has a pipeline')
     if 'tta_pipeline' not in cfg:
         *steps, pack = dataset.pipeline
         # A list of keys made for plain testing would lose the flips, which must be undone.

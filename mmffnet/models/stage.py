@@ -8,7 +8,7 @@ import torch
 import torch.utils.checkpoint as cp
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 
 class Stage(BaseModule):
@@ -68,12 +68,12 @@ def is_traced(x: Any) -> bool:
 
 @contextlib.contextmanager
 def _keep_statistics(module: nn.Module) -> Iterator[None]:
-    """Lets batch norms run without updating their statistics.
+    """Lets norms with statistics run without updating their statistics.
 
     For the second forward pass of gradient checkpointing: the first one has updated them already.
     The statistics are exchanged for copies, as the pass must otherwise be the same to autograd.
     """
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    norms = [m for m in module.modules() if isinstance(m, _NormBase)]
     buffers = [dict(norm._buffers) for norm in norms]
     for norm, kept in zip(norms, buffers, strict=True):
         norm._buffers.update({k: None if v is None else v.clone() for k, v in kept.items()})

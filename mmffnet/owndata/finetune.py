@@ -79,6 +79,8 @@ def finetune(
     if task not in (None, data.task, 'det') or (task == 'det' and data.task in ('seg', 'cls')):
         raise UsageError(f'the {data.format} labels of {root} are for {data.task}, not {task}')
     data.task = task or data.task
+    if data.task == 'seg' and len(data.classes) + outlines > 255:
+        raise UsageError(f'{len(data.classes)} classes are too many for masks of 8 bits')
     if tiling and data.task == 'cls':
         raise UsageError('--tiles is for labels of objects or pixels, these are of whole pictures')
     data.tiles = tiles

@@ -356,6 +356,8 @@ def _thing(category: str, box: Iterable, outline: Any = None, crowd: Any = 0) ->
         raise ValueError(f'a box of {category} is {[x, y, w, h]}')
     thing = dict(category=category, bbox=[x, y, w, h], iscrowd=int(crowd or 0))
     if isinstance(outline, list):  # less than three corners are none
+        if any(len(part) % 2 for part in outline):
+            raise ValueError(f'an outline of {category} has a corner with one number')
         outline = [part for part in outline if len(part) >= 6]
     return thing | (dict(segmentation=outline) if outline else {})
 

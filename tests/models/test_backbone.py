@@ -241,6 +241,17 @@ def test_bad_arguments(kwargs, message):
         build(**kwargs)
 
 
+def test_recomputation_leaves_statistics_of_instance_norms():
+    norm = dict(type='IN', track_running_stats=True)
+    models = [FFNet('nano', norm_cfg=norm, drop_path_rate=0.0, with_cp=cp) for cp in (False, True)]
+    models[1].load_state_dict(models[0].state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    for model in models:
+        model.train()(x)[-1].sum().backward()
+    for one, other in zip(models[0].buffers(), models[1].buffers(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.slow
 def test_scripted_models_can_be_trained():
     model = FFNet('nano', drop_path_rate=0.9, with_cp=True).train()

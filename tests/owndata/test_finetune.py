@@ -196,6 +196,13 @@ def test_many_classes_most_of_them_empty(tmp_path):
     assert cfg.model.roi_head.mask_head.num_classes == 80
 
 
+def test_more_classes_than_masks_can_hold(tmp_path):
+    root = labelled.write_masks(tmp_path / 'data')
+    (root / 'classes.txt').write_text('\n'.join(f'{i}: thing {i}' for i in range(256)))
+    with pytest.raises(UsageError, match='256 classes are too many for masks of 8 bits'):
+        finetune(str(root), str(tmp_path / 'out'), dry_run=True, say=lambda text: None)
+
+
 def test_other_tasks_than_that_of_the_labels(tmp_path):
     root = labelled.write_labelme(tmp_path / 'data')
     finetune(str(root), str(tmp_path / 'seg'), task='seg', dry_run=True, say=lambda text: None)

@@ -283,6 +283,15 @@ def test_two_formats_at_once(tmp_path):
             '{"images": [{"id": 1}], "annotations": [], "categories": []}',
             r"val2017\.json.*'file_name'",
         ),
+        (
+            'coco',
+            'annotations/instances_val2017.json',
+            '{"images": [{"id": 1, "file_name": "b1.jpg"}], '
+            '"categories": [{"id": 1, "name": "a"}], '
+            '"annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], '
+            '"segmentation": [[1, 1, 9, 1, 9, 9, 1]]}]}',
+            r'val2017\.json.*outline of a',
+        ),
         ('labelme', 'train/a1.json', '{"shapes": [{}], "imagePath": "a1.jpg"}', r'a1\.json.*label'),
         ('yolo', 'train/labels/a1.txt', '0 0.5 0.5 0.1', r'a1\.txt, line 1'),
         ('yolo', 'train/labels/a1.txt', '9 0.5 0.5 0.1 0.1', r'a1\.txt, line 1'),

@@ -12,7 +12,7 @@ import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from torch.utils.data import BatchSampler, DataLoader
 
 from ...datasets.checks import name_bad_samples
@@ -136,6 +136,17 @@ class ExactResumeHook(Hook):
         self._skip = 0
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        needed = ['meta', 'message_hub', 'optimizer']
+        if isinstance(runner, FlexibleRunner) or not all(
+            getattr(hook, 'save_optimizer', True) for hook in runner.hooks
+        ):
+            needed.remove('optimizer')  # is elsewhere, or was not wanted
+        lacking = [key for key in needed if key not in checkpoint]
+        if runner._resume and lacking:  # mmengine would start these anew without a word
+            raise ValueError(
+                f'{runner._load_from} has no {", no ".join(lacking)} to resume with (best_*.pth): '
+                f'start from its weights with --cfg-options load_from={runner._load_from}'
+            )
         self._loaded = dict(checkpoint.get('meta', {}), **checkpoint.get('data_position', {}))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:

@@ -24,6 +24,7 @@ class _Constants:
 
     def __init__(self) -> None:
         self._keep = functools.lru_cache(maxsize=128)(self._make)
+        self._captured: list[Any] = []
 
     @staticmethod
     def _make(make: Callable, *args: Any) -> Any:
@@ -33,7 +34,10 @@ class _Constants:
     def __call__(self, x: Tensor, make: Callable, *args: Any) -> Any:
         # a graph, or a tensor without values, makes tensors that are good for nothing else
         keep = type(x) is Tensor and not is_traced(x)
-        return (self._keep if keep else self._make)(make, *args, x.device)
+        found = (self._keep if keep else self._make)(make, *args, x.device)
+        if keep and x.is_cuda and torch.cuda.is_current_stream_capturing():
+            self._captured.append(found)  # a graph reads it where it is, long after this call
+        return found
 
 
 constants = _Constants()
