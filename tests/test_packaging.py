@@ -88,7 +88,7 @@ def test_wheel_content(wheel):
     assert wheel.name == f'mmffnet-{mmffnet.__version__}-py3-none-any.whl'
     assert {'mmffnet-ops.pth', 'mmffnet_cli/main.py', 'mmffnet_ops_hook.py'} <= names
     assert {path.relative_to(ROOT).as_posix() for path in ROOT.glob('mmffnet/**/*.py')} <= names
-    assert 'mmffnet/weights/ffnet-nano.pth' in names
+    assert {f'mmffnet/weights/ffnet-nano{task}.pth' for task in ('', '-seg')} <= names
     shipped = {name for name in names if name.startswith('mmffnet/.mim/')}
     expected = {'model-index.yml', 'tools/train.py', 'tools/test.py'}
     expected |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/**/*.[py][ym]*')}

@@ -13,8 +13,8 @@ model = dict(
         type='FFNet',
         arch='nano',
         drop_path_rate=0.0,
-        frozen_stages=2,  # the stem and the first stage
-        init_cfg=dict(type='Pretrained', checkpoint='mmffnet://ffnet-nano'),
+        frozen_stages=2,  # the stem and two stages
+        init_cfg=dict(type='Pretrained', checkpoint='mmffnet://ffnet-nano-seg'),
     ),
     neck=dict(
         in_channels=[32, 64, 128, 256], out_channels=48, num_outs=4, norm_cfg=dict(type='BN')
@@ -25,11 +25,15 @@ model = dict(
         anchor_generator=dict(scales=[5], strides=[4, 8, 16, 32]),
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=48, finest_scale=28),
+        bbox_roi_extractor=dict(out_channels=48, finest_scale=14),
         bbox_head=dict(in_channels=48, fc_out_channels=256, num_classes=5, reg_class_agnostic=True),
         mask_roi_extractor=dict(out_channels=48),
         mask_head=dict(
-            num_convs=2, in_channels=48, conv_out_channels=32, num_classes=5, class_agnostic=True
+            num_convs=2,
+            in_channels=48,
+            conv_out_channels=32,
+            num_classes=5,
+            loss_mask=dict(loss_weight=2.0),
         ),
     ),
     train_cfg=dict(rpn_proposal=dict(nms_pre=100, max_per_img=50), rcnn=dict(sampler=dict(num=32))),

@@ -13,7 +13,7 @@ model = dict(
         arch='nano',
         out_indices=(1, 2, 3),
         drop_path_rate=0.0,
-        init_cfg=dict(type='Pretrained', checkpoint='mmffnet://ffnet-nano'),
+        init_cfg=dict(type='Pretrained', checkpoint='mmffnet://ffnet-nano-seg'),
     ),
     neck=dict(
         in_channels=[64, 128, 256],

@@ -6,7 +6,7 @@ _base_ = [
     '../_base_/schedules/shapes_seg.py',
 ]
 
-weights = dict(type='Pretrained', checkpoint='mmffnet://ffnet-nano')
+weights = dict(type='Pretrained', checkpoint='mmffnet://ffnet-nano-seg')
 norm_cfg = dict(type='BN')
 model = dict(
     data_preprocessor=dict(size=(96, 96), test_cfg=dict(size_divisor=32)),

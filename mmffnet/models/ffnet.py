@@ -111,7 +111,10 @@ add_family(
     FFNET_NAMES,
     FFNET_HEAD_NAMES,
     weights={name: OfficialFile(_RELEASE + file) for name, file in _FILES.items()},
-    own_weights={'ffnet-nano': Path(__file__).parents[1] / 'weights' / 'ffnet-nano.pth'},
+    own_weights={
+        name: Path(__file__).parents[1] / 'weights' / f'{name}.pth'
+        for name in ('ffnet-nano', 'ffnet-nano-seg')
+    },
 )
 
 
@@ -148,7 +151,7 @@ class FFNet(MixerBackbone):
 
     Token mixers have 3x3 kernels in the first two stages and 7x7 in the others. ``nano`` is not of
     the paper: it is for trying things on a CPU, with weights of our own for pictures like the
-    synthetic ones (``mmffnet://ffnet-nano``).
+    synthetic ones (``mmffnet://ffnet-nano``, ``mmffnet://ffnet-nano-seg``).
 
     Arguments: see :class:`~mmffnet.models.backbone.MixerBackbone`; ``drop_path_rate`` defaults to
     0.2. In an arch dict each entry of ``channels`` must be a multiple of the one before.

@@ -424,17 +424,18 @@ def test_short_names(tmp_path, monkeypatch, source):
         load_pretrained(build(), 'mmffnet://ffnet7')
 
 
-def test_weights_that_come_with_the_package(tmp_path, monkeypatch):
-    path = checkpoint.OWN_WEIGHTS['ffnet-nano']
+@pytest.mark.parametrize('own', ['ffnet-nano', 'ffnet-nano-seg'])
+def test_weights_that_come_with_the_package(own, tmp_path, monkeypatch):
+    path = checkpoint.OWN_WEIGHTS[own]
     assert path.stat().st_size < 3 * 2**20
     state = checkpoint.read_checkpoint(path)['state_dict']
-    backbone = build('nano', init_cfg=dict(type='Pretrained', checkpoint='mmffnet://ffnet-nano'))
+    backbone = build('nano', init_cfg=dict(type='Pretrained', checkpoint=f'mmffnet://{own}'))
     backbone.init_weights()
     name = 'stages.2.blocks.1.token_mixer.query.conv.weight'
     assert torch.equal(backbone.state_dict()[name], state[f'backbone.{name}'].float())
-    monkeypatch.setitem(checkpoint.OWN_WEIGHTS, 'ffnet-nano', tmp_path / 'gone.pth')
+    monkeypatch.setitem(checkpoint.OWN_WEIGHTS, own, tmp_path / 'gone.pth')
     with pytest.raises(FileNotFoundError, match='gone'):
-        load_pretrained(backbone, 'mmffnet://ffnet-nano')
+        load_pretrained(backbone, f'mmffnet://{own}')
 
 
 def test_official_files_have_distinct_addresses():

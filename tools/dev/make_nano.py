@@ -1,6 +1,6 @@
-"""Write mmffnet/weights/ffnet-nano.pth: a classifier of the synthetic shapes, in half precision.
+"""Write one of mmffnet/weights: a network for the synthetic shapes, in half precision.
 
-docs/classification.md says how that is trained.
+docs/classification.md says how they are trained.
 
     python tools/dev/make_nano.py work_dirs/nano/demo.pth
 """
