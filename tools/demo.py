@@ -87,7 +87,8 @@ def run_demo(demo: Demo, minutes: float, work_dir: str | None, options: Sequence
     if not 0 < minutes < math.inf:
         raise ValueError(f'--minutes (DEMO_MINUTES) must be more than 0, not {minutes:g}')
     cfg = train_config(read_config(demo.config, options, work_dir))
-    steps, plan = plan_steps(demo, minutes, measure_step(cfg, steps=16), time.perf_counter() - start)
+    step = measure_step(cfg, steps=16)
+    steps, plan = plan_steps(demo, minutes, step, time.perf_counter() - start)
     print(plan, flush=True)
     cfg.train_cfg.update(max_iters=steps, val_interval=steps // 2 + 1)  # half way, at the end
     # mmengine would take an earlier one of the same name, which writes elsewhere

@@ -6,6 +6,7 @@ _base_ = [
     '../_base_/schedules/shapes_det.py',
 ]
 
+masks = dict(num_classes=5, loss_mask=dict(loss_weight=2.0))
 # The pictures have 160 pixels, COCO's 800 to 1333: levels and proposals are made for that.
 model = dict(
     backbone=dict(
@@ -28,13 +29,7 @@ model = dict(
         bbox_roi_extractor=dict(out_channels=48, finest_scale=14),
         bbox_head=dict(in_channels=48, fc_out_channels=256, num_classes=5, reg_class_agnostic=True),
         mask_roi_extractor=dict(out_channels=48),
-        mask_head=dict(
-            num_convs=2,
-            in_channels=48,
-            conv_out_channels=32,
-            num_classes=5,
-            loss_mask=dict(loss_weight=2.0),
-        ),
+        mask_head=dict(num_convs=2, in_channels=48, conv_out_channels=32, **masks),
     ),
     train_cfg=dict(rpn_proposal=dict(nms_pre=100, max_per_img=50), rcnn=dict(sampler=dict(num=32))),
     test_cfg=dict(rpn=dict(nms_pre=100, max_per_img=50), rcnn=dict(max_per_img=30)),
