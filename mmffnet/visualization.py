@@ -259,20 +259,21 @@ def paint_maps(image: np.ndarray, maps: dict[str, np.ndarray], legend: Legend) -
     names = [(legend.name(label), legend.colour(label)) for label in found if label >= 0]
     names += [('not labelled', _NOT_LABELLED)] * bool((found < 0).any())
     column = row + size + max(font.getlength(name) for name, _ in names)
-    total = len(panels) * (width + size) - size
+    apart = size + max(width, *(round(font.getlength(title)) for title in panels))
+    total = max(len(panels) * apart - size, round(column))
     columns = max(1, int(total // column))
     rows = -(-len(names) // columns)
     drawing = Image.new('RGB', (total, height + row * (1 + rows) + size), 'white')
     draw = ImageDraw.Draw(drawing)
     for i, (title, panel) in enumerate(panels.items()):
-        left = i * (width + size)
-        draw.text((left + width / 2, size), title, fill=_INK, font=font, anchor='mm')
-        drawing.paste(Image.fromarray(panel), (left, row))
+        left = i * apart
+        draw.text((left + (apart - size) / 2, size), title, fill=_INK, font=font, anchor='mm')
+        drawing.paste(Image.fromarray(panel), (left + (apart - size - width) // 2, row))
     for i, (name, colour) in enumerate(names):
         x, y = size + i % columns * column, height + row * (1 + i // columns) + size
         draw.rectangle((x, y, x + size, y + size), fill=colour, outline=(136, 136, 136))
         draw.text((x + 1.5 * size, y + size / 2), name, fill=_INK, font=font, anchor='lm')
-    return np.asarray(drawing)
+    return np.array(drawing)
 
 
 def paint_scores(image: np.ndarray, names: Sequence[str], scores: Sequence[float]) -> np.ndarray:

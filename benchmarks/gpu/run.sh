@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One command for a machine with a GPU, under 7 minutes: whether the kernels and graphs are exact on
+# One command for a machine with a GPU, about 7 minutes: whether the kernels and graphs are exact on
 # this card, then how fast they are. torch with Triton, torchvision, mmengine and mmcv-lite are
 # enough. `--device cpu --quick` runs all of it on a CPU with tiny sizes. Results: OUT, or this
 # folder.

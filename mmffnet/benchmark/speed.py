@@ -162,7 +162,10 @@ def _prepare(
 ) -> tuple[Call, list[Tensor]]:
     """Builds the network, with the same weights for every form, and calls it once or twice."""
     torch.manual_seed(0)
-    before = torch.cuda.memory_allocated(device) if device.startswith('cuda') else None
+    before = None
+    if device.startswith('cuda'):
+        gc.collect()  # nothing of other forms is to be freed in between
+        before = torch.cuda.memory_allocated(device)
     image = torch.rand(batch, 3, *found.size, device=device)
     threads = torch.get_num_threads()
     if found.network.exported:

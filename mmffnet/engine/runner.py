@@ -45,6 +45,7 @@ _TTA_MODELS = {
     'mmpretrain': dict(type='mmpretrain.AverageClsScoreTTA'),
 }
 #: Where launchers say which process this is
+_MISTYPED = r'unexpected keyword argument|missing \d+ required|is not in the .* registry'
 _RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 _PICKLED = ('.pkl', '.pickle')
 _DUMP_METRICS = {'mmdet': 'mmdet.DumpDetResults', 'mmpretrain': 'DumpResults'}
@@ -231,7 +232,7 @@ def build_runner(cfg: Config) -> Runner:
     except (OSError, ValueError) as error:  # arguments that a model refuses, say
         raise UsageError(str(error)) from error
     except (KeyError, TypeError) as error:
-        if not re.search('registry|argument', str(error)):
+        if not re.search(_MISTYPED, str(error)):
             raise
         raise UsageError(describe_error(error)) from error
     try:
@@ -363,7 +364,7 @@ def _resume(cfg: Config, resume: str) -> None:
             f'{resume} holds weights alone, nothing to resume with: start from it with '
             f'--cfg-options load_from={resume}'
         )
-    elif not Path(resume).is_dir():  # as DeepSpeed and FSDP write them
+    elif not (cfg.get('runner_type') == 'FlexibleRunner' and Path(resume).is_dir()):
         check_checkpoint(resume)
     cfg.resume, cfg.load_from = True, resume
 

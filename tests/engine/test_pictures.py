@@ -103,18 +103,21 @@ def segmentor(tmp_path):
 
 @pytest.mark.parametrize('tta', [False, True])
 @pytest.mark.slow
-def test_what_the_tool_leaves(segmentor, tmp_path, tta):
+def test_what_the_tool_leaves(segmentor, tmp_path, tta, written):
     cfg, checkpoint = segmentor, tmp_path / 'x.pth'
     with DefaultScope.overwrite_default_scope('mmseg'):
         torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), checkpoint)
     kept, shown = tmp_path / 'kept', tmp_path / 'shown'
     tools.test_config(cfg, str(checkpoint), out=str(kept), show_dir=str(shown), tta=tta)
     runner = tools.build_runner(cfg)
-    predictions = {}
+    predictions, right = {}, {}
 
     def remember(runner, batch_idx, data_batch=None, outputs=None):
         for sample in outputs:
-            predictions[sample.img_path[-5]] = sample.pred_sem_seg.data.squeeze().numpy()
+            name, prediction = sample.img_path[-5], sample.pred_sem_seg.data.squeeze().numpy()
+            truth = sample.gt_sem_seg.data.squeeze().numpy()
+            predictions[name] = prediction
+            right[name] = (prediction == truth)[truth < 150].mean()
 
     runner.hooks[0].after_test_iter = remember
     metrics = runner.test()
@@ -125,6 +128,10 @@ def test_what_the_tool_leaves(segmentor, tmp_path, tta):
             assert image.mode == 'L'
             assert (np.asarray(image) == prediction + 1).all()  # 1 to 150, as ADE20K counts
     assert sorted(path.name for path in shown.iterdir()) == ['0.png', '1.png']
+    texts = [text for text, _ in written]
+    assert texts.count('ground truth') == texts.count('not labelled') == 2
+    for share in right.values():
+        assert f'prediction: {share:.1%} of the labelled pixels are right' in texts
     with Image.open(shown / '0.png') as image:
         assert image.size[0] > 1000
     (log,) = (tmp_path / 'work').rglob('*.log')

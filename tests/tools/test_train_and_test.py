@@ -139,8 +139,8 @@ def test_checkpoints_that_do_not_fit(toy, tmp_path):
         ('test.py', [tmp_path / 'damaged.pth'], 'it is damaged'),
         ('train.py', ['--cfg-options', f'load_from={tmp_path}/less.pth'], 'fill 1 of 179 tensors'),
         ('train.py', ['--cfg-options', f'load_from={tmp_path}/other_head.pth'], None),
-        ('train.py', ['--resume', tmp_path / 'less.pth'], 'has no meta, no message_hub, no opt'),
-        ('train.py', ['--resume', tmp_path / 'best.pth'], 'best.pth has no optimizer to resume'),
+        ('train.py', ['--resume', tmp_path / 'less.pth'], 'less.pth has no meta, no message_hub'),
+        ('train.py', ['--resume', tmp_path / 'best.pth'], 'best.pth has no optimizer, no param'),
         (
             'train.py',
             ['--cfg-options', 'model.backbone.depth=50'],

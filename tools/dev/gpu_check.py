@@ -78,8 +78,8 @@ FORMS = {
 }
 
 
-#: Largest deviation of the kernels, relative to the largest value
 LATE = 'the time was over'
+#: Largest deviation of the kernels, relative to the largest value
 ROUNDING = {torch.bfloat16: 3e-2, torch.float32: 1e-5, torch.float16: 4e-3}
 #: Channels, height, width, kernel, stride and outputs a channel; tiny for Triton's interpreter
 SHAPES = {

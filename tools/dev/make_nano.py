@@ -2,20 +2,20 @@
 
 docs/classification.md says how they are trained.
 
-    python tools/dev/make_nano.py work_dirs/nano/demo.pth
+    python tools/dev/make_nano.py work_dirs/nano/demo.pth mmffnet/weights/ffnet-nano.pth
 """
 
 import argparse
 from pathlib import Path
 
-from mmffnet.checkpoint import OWN_WEIGHTS, find_state_dict, read_checkpoint, save_atomically
+from mmffnet.checkpoint import find_state_dict, read_checkpoint, save_atomically
 from mmffnet.version import __version__
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('checkpoint', type=Path)
-    parser.add_argument('target', type=Path, nargs='?', default=OWN_WEIGHTS['ffnet-nano'])
+    parser.add_argument('target', type=Path)
     args = parser.parse_args()
     raw = read_checkpoint(args.checkpoint)
     state = find_state_dict(raw, f'checkpoint {args.checkpoint}')

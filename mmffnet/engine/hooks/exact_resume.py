@@ -109,6 +109,21 @@ def _load_batch(load: Callable[[Sequence[int]], Any], indices: Any) -> Any:
     return load(indices)
 
 
+def _refuse_to_start_anew(runner: Runner, checkpoint: dict) -> None:
+    """Raises an error if a part is lacking, which mmengine may begin anew without a word."""
+    needed = ['meta', 'message_hub']
+    if not isinstance(runner, FlexibleRunner):  # whose strategies have files of their own
+        for part in ('optimizer', 'param_scheduler'):
+            if all(getattr(hook, f'save_{part}', True) for hook in runner.hooks):
+                needed.append(part if part == 'optimizer' else 'param_schedulers')
+    lacking = [key for key in needed if key not in checkpoint]
+    if lacking:
+        raise ValueError(
+            f'{runner._load_from} has no {", no ".join(lacking)} to resume with: start from its '
+            f'weights with --cfg-options load_from={runner._load_from}'
+        )
+
+
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
     """Makes a resumed training the one that would have been without the interruption.
@@ -136,17 +151,8 @@ class ExactResumeHook(Hook):
         self._skip = 0
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        needed = ['meta', 'message_hub', 'optimizer']
-        if isinstance(runner, FlexibleRunner) or not all(
-            getattr(hook, 'save_optimizer', True) for hook in runner.hooks
-        ):
-            needed.remove('optimizer')  # is elsewhere, or was not wanted
-        lacking = [key for key in needed if key not in checkpoint]
-        if runner._resume and lacking:  # mmengine would start these anew without a word
-            raise ValueError(
-                f'{runner._load_from} has no {", no ".join(lacking)} to resume with (best_*.pth): '
-                f'start from its weights with --cfg-options load_from={runner._load_from}'
-            )
+        if runner._resume and not runner._has_loaded:
+            _refuse_to_start_anew(runner, checkpoint)
         self._loaded = dict(checkpoint.get('meta', {}), **checkpoint.get('data_position', {}))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:

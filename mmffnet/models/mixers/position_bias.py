@@ -24,7 +24,7 @@ class _Constants:
 
     def __init__(self) -> None:
         self._keep = functools.lru_cache(maxsize=128)(self._make)
-        self._captured: list[Any] = []
+        self._captured: dict[int, Any] = {}
 
     @staticmethod
     def _make(make: Callable, *args: Any) -> Any:
@@ -36,7 +36,7 @@ class _Constants:
         keep = type(x) is Tensor and not is_traced(x)
         found = (self._keep if keep else self._make)(make, *args, x.device)
         if keep and x.is_cuda and torch.cuda.is_current_stream_capturing():
-            self._captured.append(found)  # a graph reads it where it is, long after this call
+            self._captured[id(found)] = found  # a graph reads it where it is, long after this call
         return found
 
 
