@@ -87,7 +87,8 @@ def _maskrcnn() -> Config:
     cfg.model.neck.update(in_channels=CHANNELS, out_channels=16)
     cfg.model.rpn_head.update(in_channels=16, feat_channels=16)
     head = cfg.model.roi_head
-    head.bbox_roi_extractor.out_channels = head.mask_roi_extractor.out_channels = 16
+    head.bbox_roi_extractor.update(out_channels=16, finest_scale=28)
+    head.mask_roi_extractor.out_channels = 16
     head.bbox_head.update(in_channels=16, fc_out_channels=32, reg_class_agnostic=False)
     head.mask_head.update(in_channels=16, conv_out_channels=16, num_convs=1, class_agnostic=False)
     return cfg

@@ -128,6 +128,8 @@ def test_best_checkpoint_scores_what_it_was_chosen_for(toy, tmp_path, kind, sign
         'before_train', checkpoint['meta']['iter'], lambda runner: resumed.update(copied(runner))
     )
     toy.train(toy.toy_config(tmp_path / 'resumed', **settings), str(path), keep)
+    (log,) = (tmp_path / 'resumed').glob('*/*.log')
+    assert 'holds no optimizer and no param_schedulers' in log.read_text()
     raw, average = checkpoint['ema_state_dict'], checkpoint['state_dict']
     if winner == 'mean_raw':
         raw, average = average, raw

@@ -109,18 +109,21 @@ def _load_batch(load: Callable[[Sequence[int]], Any], indices: Any) -> Any:
     return load(indices)
 
 
-def _refuse_to_start_anew(runner: Runner, checkpoint: dict) -> None:
-    """Raises an error if a part is lacking, which mmengine may begin anew without a word."""
-    needed = ['meta', 'message_hub']
-    if not isinstance(runner, FlexibleRunner):  # whose strategies have files of their own
-        for part in ('optimizer', 'param_scheduler'):
-            if all(getattr(hook, f'save_{part}', True) for hook in runner.hooks):
-                needed.append(part if part == 'optimizer' else 'param_schedulers')
-    lacking = [key for key in needed if key not in checkpoint]
+def _check_parts(runner: Runner, checkpoint: dict) -> None:
+    """Says what a checkpoint lacks, which mmengine begins anew without a word."""
+    lacking = [key for key in ('meta', 'message_hub') if key not in checkpoint]
     if lacking:
         raise ValueError(
             f'{runner._load_from} has no {", no ".join(lacking)} to resume with: start from its '
             f'weights with --cfg-options load_from={runner._load_from}'
+        )
+    lacking = [key for key in ('optimizer', 'param_schedulers') if key not in checkpoint]
+    if lacking and not isinstance(
+        runner, FlexibleRunner
+    ):  # whose strategies have files of their own
+        runner.logger.warning(
+            f'{runner._load_from} holds no {" and no ".join(lacking)}, as best_*.pth: they begin '
+            'anew in the middle of the training. iter_*.pth and epoch_*.pth hold them'
         )
 
 
@@ -152,7 +155,7 @@ class ExactResumeHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if runner._resume and not runner._has_loaded:
-            _refuse_to_start_anew(runner, checkpoint)
+            _check_parts(runner, checkpoint)
         self._loaded = dict(checkpoint.get('meta', {}), **checkpoint.get('data_position', {}))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
