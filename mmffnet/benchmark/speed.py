@@ -160,7 +160,7 @@ def _forms_of(network: Network, forms: Sequence[Form]) -> Sequence[Form]:
 def _prepare(
     found: Measurement, batch: int, device: str, train: bool, folder: str
 ) -> tuple[Call, list[Tensor]]:
-    """Builds the network, with the same weights for every form, and calls it once or twice."""
+    """Builds the network, with the same weights for every form, and calls it."""
     torch.manual_seed(0)
     before = None
     if device.startswith('cuda'):

@@ -44,8 +44,9 @@ _TTA_MODELS = {
     'mmseg': dict(type='mmseg.SegTTAModel'),
     'mmpretrain': dict(type='mmpretrain.AverageClsScoreTTA'),
 }
-#: Where launchers say which process this is
+#: What Python and mmengine's registries say of a wrong name in a config
 _MISTYPED = r'unexpected keyword argument|missing \d+ required|is not in the .* registry'
+#: Where launchers say which process this is
 _RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 _PICKLED = ('.pkl', '.pickle')
 _DUMP_METRICS = {'mmdet': 'mmdet.DumpDetResults', 'mmpretrain': 'DumpResults'}

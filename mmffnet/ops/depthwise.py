@@ -345,15 +345,17 @@ def _choose(
     if kernels == 'plain' or x.ndim != 4 or not x.numel():
         return 'plain'
     call = _call(x, weight, stride, padding, kernels == 'triton')
-    if call.triton and call.device == 'cuda' and not torch.compiler.is_compiling():
+    found = next((row.implementation for row in _TABLE if row.fits(call)), 'plain')
+    asked_in_vain = call.triton and call.device == 'cuda' and found != 'triton'
+    if asked_in_vain and not torch.compiler.is_compiling():
         _warn_of_no_triton(call)
-    return next((row.implementation for row in _TABLE if row.fits(call)), 'plain')
+    return found
 
 
 def _warn_of_no_triton(call: _Call) -> None:
     """Nobody should take PyTorch's times for Triton's."""
     if _fits_triton(call):
-        return
+        return  # a measured choice decided
     if not _has_triton(call.device):
         why = 'it cannot run here (`mmffnet env` says why)'
     elif not call.channels_last:

@@ -116,7 +116,7 @@ class TrainingGraph(InferenceGraphs):
 
     room = 1
     state: Hashable = None
-    pending: Callable[[], Any] = staticmethod(lambda: None)  # whose backward pass needs the memory
+    pending: weakref.ref[Any] | None = None  # the outputs whose backward pass needs the memory
 
     def applies(self) -> bool:
         if not (self.module.training and torch.is_grad_enabled()):
@@ -143,7 +143,7 @@ class TrainingGraph(InferenceGraphs):
         return step
 
     def replay(self, graph: Call, args: tuple) -> Any:
-        if self.pending() is not None:
+        if self.pending is not None and self.pending() is not None:
             return self.without('it is called twice before a backward pass', args)
         outputs = graph(*args)
         node = next((t.grad_fn for t in tree_leaves(outputs) if t.grad_fn is not None), None)
@@ -153,7 +153,7 @@ class TrainingGraph(InferenceGraphs):
         return outputs
 
     def _before_backward(self, *_: Any) -> None:
-        self.pending = lambda: None
+        self.pending = None
         keep_gradients(list(self.module.parameters()))
 
 

@@ -117,10 +117,10 @@ def _check_parts(runner: Runner, checkpoint: dict) -> None:
             f'{runner._load_from} has no {", no ".join(lacking)} to resume with: start from its '
             f'weights with --cfg-options load_from={runner._load_from}'
         )
+    if isinstance(runner, FlexibleRunner):
+        return  # its strategies keep the rest in files of their own
     lacking = [key for key in ('optimizer', 'param_schedulers') if key not in checkpoint]
-    if lacking and not isinstance(
-        runner, FlexibleRunner
-    ):  # whose strategies have files of their own
+    if lacking:
         runner.logger.warning(
             f'{runner._load_from} holds no {" and no ".join(lacking)}, as best_*.pth: they begin '
             'anew in the middle of the training. iter_*.pth and epoch_*.pth hold them'
