@@ -131,7 +131,7 @@ def test_what_the_tool_leaves(segmentor, tmp_path, tta, written):
     texts = [text for text, _ in written]
     assert texts.count('ground truth') == texts.count('not labelled') == 2
     for share in right.values():
-        assert f'prediction: {share:.1%} of the labelled pixels are right' in texts
+        assert f'prediction: {100 * share:.1f} % of the labelled pixels are right' in texts
     with Image.open(shown / '0.png') as image:
         assert image.size[0] > 1000
     (log,) = (tmp_path / 'work').rglob('*.log')

@@ -209,6 +209,7 @@ def test_two_machines_train_as_one_does(toy, tmp_path):
 
     # and two processes of one launcher test as one does
     checkpoint = toy.find_checkpoint(tmp_path / 'two')
+    assert checkpoint == str(tmp_path / 'two' / 'epoch_4.pth')
     process = launch(toy.TOOLS / 'dist_test.sh', config, checkpoint, 2, folder=tmp_path)
     together = process.communicate()[0]
     assert process.returncode == 0, together[-4000:]

@@ -50,8 +50,8 @@ class SegPicturesHook(Hook):
                     maps[title] = np.where(labels < len(legend.classes), labels, -1)
             if len(maps) == 2 and (known := maps['ground truth'] >= 0).any():
                 prediction = maps.pop('prediction')
-                right = (prediction == maps['ground truth'])[known].mean()
-                maps[f'prediction: {right:.1%} of the labelled pixels are right'] = prediction
+                right = 100 * (prediction == maps['ground truth'])[known].mean()
+                maps[f'prediction: {right:.1f} % of the labelled pixels are right'] = prediction
             image = mmcv.imfrombytes(fileio.get(sample.img_path), channel_order='rgb')
             target = self.out_dir / name_below(sample.img_path, runner).with_suffix('.png')
             target.parent.mkdir(parents=True, exist_ok=True)
