@@ -17,6 +17,7 @@ from mmffnet.ops.depthwise_triton import _taps
 
 KERNELS = (
     'forward',
+    'gelu_gradient',
     'input_gradient',
     'weight_gradient',
     'statistics',
@@ -31,11 +32,11 @@ FLOAT64 = (('statistics', 'out'), ('merge', 'sums'))
 def compiled(name: str, sizes: tuple, multiplier: int, stride: int, dtype: str, capability: int):
     kernel = getattr(triton_kernels, name)
     height, width = sizes[0]
-    sizes = sizes[:1] if name == 'forward' else sizes
+    sizes = sizes[:1] if name in ('forward', 'gelu_gradient') else sizes
     sums = name in ('weight_gradient', 'statistics', 'norm_sums')
     given: dict[str, Any] = dict(M=multiplier, S=stride, PH=height // 2, PW=width // 2, BC=32)
     given |= dict(B=len(sizes), KH=height, KW=width, TAPS=_taps(sizes), BP=8 if sums else 16)
-    given |= dict(HAS_BIAS=True, EPS=(1e-5,) * len(sizes))
+    given |= dict(HAS_BIAS=True, GELU=True, EPS=(1e-5,) * len(sizes))
     signature, constants = {}, {}
     for p in kernel.params:
         if p.is_constexpr:

@@ -154,6 +154,7 @@ def depthwise_conv2d(
     padding: tuple[int, int] = (0, 0),
     groups: int | None = None,
     kernels: str | None = None,
+    gelu: bool = False,
 ) -> Tensor:
     """A convolution whose every output sees one channel.
 
@@ -167,6 +168,7 @@ def depthwise_conv2d(
         groups (int, optional): C, which a graph should have as a constant. Defaults to None.
         kernels (str, optional): Overrides :func:`use_kernels` and ``MMFFNET_KERNELS``. Defaults to
             None.
+        gelu (bool): Apply GELU to the result. Defaults to False.
     """
     eager = _is_eager(x, weight)
     implementation = 'plain'
@@ -176,21 +178,23 @@ def depthwise_conv2d(
     if implementation == 'triton':
         from .depthwise_triton import depthwise
 
-        return depthwise(x, weight, bias, stride[0], padding)
+        return depthwise(x, weight, bias, stride[0], padding, gelu)
     if implementation == 'plain' or (implementation == 'strips' and not eager):
-        return F.conv2d(x, weight, bias, stride, padding, 1, groups or x.shape[1])
-    weight, bias = _autocast(weight), None if bias is None else _autocast(bias)
-    compute = depthwise_strips if implementation == 'strips' else depthwise_repeat
-    return compute(x, weight, bias, stride, padding)
+        y = F.conv2d(x, weight, bias, stride, padding, 1, groups or x.shape[1])
+    else:
+        weight, bias = _autocast(weight), None if bias is None else _autocast(bias)
+        compute = depthwise_strips if implementation == 'strips' else depthwise_repeat
+        y = compute(x, weight, bias, stride, padding)
+    return F.gelu(y) if gelu else y
 
 
-def fuses_norms() -> bool:
-    """Whether there is anything that :func:`depthwise_norms` may compute at once."""
-    return not torch.compiler.is_compiling() and _asked() == 'triton'
+def fuses(x: Tensor) -> bool:
+    """Whether a convolution of this map and what follows it may be computed at once."""
+    return not torch.compiler.is_compiling() and _asked() == 'triton' and _is_eager(x)
 
 
 def depthwise_norms(
-    x: Tensor, convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module]
+    x: Tensor, convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module], gelu: bool = False
 ) -> Tensor | None:
     """The sum of depthwise convolutions of a map, each with its batch norm, in fused kernels.
 
@@ -202,11 +206,12 @@ def depthwise_norms(
         convs (Sequence[nn.Conv2d]): Depthwise convolutions of the same stride with 'same' padding;
             no kernel is higher or wider than the first.
         norms (Sequence[nn.Module]): Their norms.
+        gelu (bool): Apply GELU to the sum. Defaults to False.
 
     Returns:
         Tensor, optional: None where the parts are to be called one by one.
     """
-    if not (fuses_norms() and _is_eager(x, *(conv.weight for conv in convs))):
+    if not (fuses(x) and _is_eager(*(conv.weight for conv in convs))):
         return None
     first: Any = convs[0]
     if x.ndim != 4 or not _same_dtype(x, first.weight):
@@ -227,7 +232,7 @@ def depthwise_norms(
         return None
     from .depthwise_triton import conv_norms
 
-    return conv_norms(x, convs, norms, group)  # type: ignore[arg-type]
+    return conv_norms(x, convs, norms, group, gelu)  # type: ignore[arg-type]
 
 
 def _is_batch_norm(norm: nn.Module) -> TypeGuard[_BatchNorm]:

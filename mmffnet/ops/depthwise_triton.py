@@ -93,12 +93,14 @@ class _Launcher:
         constants |= self.window | self.taps | sizes
         _run(kernel, grid, *tensors, pixels, *self.maps, *more, **constants)
 
-    def sums(self, kernel: Any, rows: int, *tensors: Tensor, dtype: torch.dtype) -> Tensor:
+    def sums(
+        self, kernel: Any, rows: int, *tensors: Tensor, dtype: torch.dtype, **constants: Any
+    ) -> Tensor:
         """Runs a kernel that sums over the map; (rows, C_out)."""
         pixels, grid, sizes = self._blocks(kernel, tensors[0])
         parts, each = _share(grid[0])
         found = tensors[0].new_empty((parts, rows, self.out[1]), dtype=dtype)
-        constants = self.window | self.taps | sizes
+        constants |= self.window | self.taps | sizes
         _run(kernel, (parts, grid[1]), *tensors, found, pixels, each, *self.maps, **constants)
         return found.sum(0)
 
@@ -133,25 +135,46 @@ def _run(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> No
 
 
 @torch.library.custom_op('mmffnet::depthwise', mutates_args=())
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: list[int]) -> Tensor:
-    """A depthwise convolution of a map in channels_last.
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: list[int], gelu: bool
+) -> Tensor:
+    """A depthwise convolution of a map in channels_last, or the GELU of it.
 
     Args:
         x (Tensor): The map, (N, C, H, W).
         weight (Tensor): The kernel, (height * width, C_out), float32.
         bias (Tensor, optional): (C_out,), float32.
         geometry (list[int]): Stride, padding in height and width, height and width of the kernel.
+        gelu (bool): Apply GELU to the result.
     """
     launcher = _Launcher(x.shape, weight, geometry)
     y = _empty(x, *launcher.out)
     given = weight if bias is None else bias
-    launcher.each(kernels.forward, _last(x), weight, given, y, HAS_BIAS=bias is not None)
+    options = dict(HAS_BIAS=bias is not None, GELU=gelu)
+    launcher.each(kernels.forward, _last(x), weight, given, y, **options)
     return y
 
 
 @convolve.register_fake
-def _(x, weight, bias, geometry):  # type: ignore[no-untyped-def]
+def _(x, weight, bias, geometry, gelu):  # type: ignore[no-untyped-def]
     return _empty(x, *_out_shape(x.shape, weight, geometry))
+
+
+@torch.library.custom_op('mmffnet::depthwise_gelu_gradient', mutates_args=())
+def gelu_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: list[int]
+) -> Tensor:
+    """Gradient of a convolution from that of its GELU."""
+    launcher = _Launcher(x.shape, weight, geometry)
+    dz = _empty(grad, *grad.shape)
+    given = (_last(grad), _last(x), weight, weight if bias is None else bias, dz)
+    launcher.each(kernels.gelu_gradient, *given, HAS_BIAS=bias is not None)
+    return dz
+
+
+@gelu_gradient.register_fake
+def _(grad, x, weight, bias, geometry):  # type: ignore[no-untyped-def]
+    return _empty(grad, *grad.shape)
 
 
 @torch.library.custom_op('mmffnet::depthwise_input_gradient', mutates_args=())
@@ -188,19 +211,21 @@ def _(grads, x, weight, geometry, bias):  # type: ignore[no-untyped-def]
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, weight, _, ctx.geometry = inputs
-    ctx.save_for_backward(x, weight)
+    x, weight, bias, ctx.geometry, ctx.gelu = inputs
+    ctx.save_for_backward(x, weight, bias)
 
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    x, weight = ctx.saved_tensors
+    x, weight, bias = ctx.saved_tensors
     needs = ctx.needs_input_grad
     dx = dw = db = None
+    if ctx.gelu:
+        grad = gelu_gradient(grad, x, weight, bias, ctx.geometry)
     if needs[0]:
         dx = input_gradient(grad, weight, ctx.geometry, x.shape)
     if needs[1] or needs[2]:
         dw, db = weight_gradient(grad, x, weight, ctx.geometry, needs[2])
-    return dx, dw, db if needs[2] else None, None
+    return dx, dw, db if needs[2] else None, None, None
 
 
 convolve.register_autograd(_backward, setup_context=_save)
@@ -214,6 +239,7 @@ def norms(
     geometry: list[int],
     eps: list[float],
     group: str,
+    gelu: bool,
 ) -> tuple[Tensor, Tensor]:
     """Sum of batch norms with statistics of the batch, each behind a convolution of one map.
 
@@ -224,10 +250,11 @@ def norms(
         geometry (list[int]): Stride, padding of the first kernel, height and width of each.
         eps (list[float]): Those of all norms.
         group (str): Name of the processes that share the statistics, '' for none.
+        gelu (bool): Apply GELU to the sum.
 
     Returns:
-        tuple[Tensor, Tensor]: The sum, and (3 * branches + 1, C_out): means, inverse deviations,
-        unbiased variances, and the number of values.
+        tuple[Tensor, Tensor]: The sum or its GELU, and (3 * branches + 1, C_out): means, inverse
+        deviations, unbiased variances, and the number of values.
     """
     launcher = _Launcher(x.shape, weight, geometry)
     x = _last(x)
@@ -241,11 +268,11 @@ def norms(
     block = min(64, triton.next_power_of_2(channels))
     grid = (triton.cdiv(channels, block),)
     _run(kernels.merge, grid, *args, EPS=tuple(eps), BC=block, **launcher.taps)
-    return convolve(x, merged, bias, geometry[:5]), found
+    return convolve(x, merged, bias, geometry[:5], gelu), found
 
 
 @norms.register_fake
-def _(x, weight, affine, geometry, eps, group):  # type: ignore[no-untyped-def]
+def _(x, weight, affine, geometry, eps, group, gelu):  # type: ignore[no-untyped-def]
     y = _empty(x, *_out_shape(x.shape, weight, geometry))
     return y, weight.new_empty(3 * len(eps) + 1, weight.shape[1])
 
@@ -259,30 +286,32 @@ def norms_gradients(
     found: Tensor,
     geometry: list[int],
     group: str,
+    gelu: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the convolutions, in the dimension of the batch, and of ``affine``."""
     launcher = _Launcher(x.shape, weight, geometry)
     branches = len(launcher.sizes)
     grad, x = _last(grad), _last(x)
-    given = (grad, x, weight)
-    sums = launcher.sums(kernels.norm_sums, branches + 1, *given, found, dtype=torch.float32)
+    given = (grad, x, weight, affine, found)
+    options = dict(dtype=torch.float32, GELU=gelu)
+    sums = launcher.sums(kernels.norm_sums, branches + 1, *given, **options)
     inverses = found[branches : 2 * branches]
     daffine = torch.cat((sums[1:] * inverses, sums[:1].expand(branches, -1)))
     _sum_over(group, sums)
     dz = _empty(grad, branches * len(grad), *grad.shape[1:])
-    args = (*given, affine, found, sums, dz)
-    launcher.each(kernels.norm_gradients, *args, more=(grad.numel(),))
+    more = (grad.numel(),)
+    launcher.each(kernels.norm_gradients, *given, sums, dz, more=more, GELU=gelu)
     return dz, daffine
 
 
 @norms_gradients.register_fake
-def _(grad, x, weight, affine, found, geometry, group):  # type: ignore[no-untyped-def]
+def _(grad, x, weight, affine, found, geometry, group, gelu):  # type: ignore[no-untyped-def]
     branches = len(geometry[3::2])
     return _empty(grad, branches * len(grad), *grad.shape[1:]), torch.empty_like(affine)
 
 
 def _save_norms(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, weight, affine, ctx.geometry, _, ctx.group = inputs
+    x, weight, affine, ctx.geometry, _, ctx.group, ctx.gelu = inputs
     ctx.save_for_backward(x, weight, affine, output[1])
     ctx.mark_non_differentiable(output[1])
 
@@ -290,10 +319,11 @@ def _save_norms(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _norms_backward(ctx, grad, _):  # type: ignore[no-untyped-def]
     x, weight, affine, found = ctx.saved_tensors
     geometry, needs = ctx.geometry, ctx.needs_input_grad
-    dz, daffine = norms_gradients(grad, x, weight, affine, found, geometry, ctx.group)
+    more = (geometry, ctx.group, ctx.gelu)
+    dz, daffine = norms_gradients(grad, x, weight, affine, found, *more)
     dx = input_gradient(dz, weight, geometry, x.shape) if needs[0] else None
     dw = weight_gradient(dz, x, weight, geometry, False)[0] if needs[1] else None
-    return dx, dw, daffine, None, None, None
+    return dx, dw, daffine, None, None, None, None
 
 
 norms.register_autograd(_norms_backward, setup_context=_save_norms)
@@ -311,21 +341,26 @@ def _rows(*weights: Tensor) -> Tensor:
 
 
 def depthwise(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: Sequence[int]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: Sequence[int],
+    gelu: bool = False,
 ) -> Tensor:
     """A depthwise convolution; see :func:`.depthwise.depthwise_conv2d`."""
     bias = None if bias is None else bias.float()
-    return convolve(x, _rows(weight), bias, [stride, *padding, *weight.shape[2:]])
+    return convolve(x, _rows(weight), bias, [stride, *padding, *weight.shape[2:]], gelu)
 
 
 def conv_norms(
-    x: Tensor, convs: Sequence[nn.Conv2d], norms_: Sequence[_BatchNorm], group: str
+    x: Tensor, convs: Sequence[nn.Conv2d], norms_: Sequence[_BatchNorm], group: str, gelu: bool
 ) -> Tensor:
     """Sum of batch norms, each behind a convolution; see :func:`.depthwise.depthwise_norms`."""
     stride, padding = convs[0].stride[0], tuple(map(int, convs[0].padding))
     if not norms_[0].training:
         kernel, bias = _folded(convs, norms_)
-        return depthwise(x, kernel, bias, stride, padding)
+        return depthwise(x, kernel, bias, stride, padding, gelu)
     geometry = [stride, *padding, *(n for conv in convs for n in conv.kernel_size)]
     weight = _rows(*(conv.weight for conv in convs))
     # the norm takes the bias of a convolution away again: its gradient is zero, not None
@@ -334,7 +369,7 @@ def conv_norms(
         for c, n in zip(convs, norms_, strict=True)
     ]
     affine = torch.stack([*(n.weight for n in norms_), *shifts]).float()
-    y, found = norms(x, weight, affine, geometry, [n.eps for n in norms_], group)
+    y, found = norms(x, weight, affine, geometry, [n.eps for n in norms_], group, gelu)
     means, _, variances, _ = found.split([len(norms_)] * 3 + [1])
     shifted = [m if c.bias is None else m + c.bias for c, m in zip(convs, means, strict=True)]
     _update(norms_, shifted, variances)

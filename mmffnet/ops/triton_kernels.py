@@ -75,12 +75,35 @@ def _convolve(
 
 
 @triton.jit
+def _normal_cdf(z):
+    return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476))
+
+
+@triton.jit
+def _gelu_slope(z):
+    return _normal_cdf(z) + z * tl.exp(-0.5 * z * z) * 0.3989422804014327
+
+
+@triton.jit
+def _sum_of_norms(zs, affine, found, co, inside, C_OUT, B: tl.constexpr):
+    """What the norms make of their convolutions, summed."""
+    y = tl.zeros_like(zs[0])
+    for b in tl.static_range(B):
+        mean = tl.load(found + b * C_OUT + co, mask=inside, other=0.0)
+        inverse = tl.load(found + (B + b) * C_OUT + co, mask=inside, other=0.0)
+        scale = tl.load(affine + b * C_OUT + co, mask=inside, other=0.0)
+        shift = tl.load(affine + (B + b) * C_OUT + co, mask=inside, other=0.0)
+        y += (zs[b] - mean[None, :]) * (scale * inverse)[None, :] + shift[None, :]
+    return y
+
+
+@triton.jit
 def forward(
-    x, w, bias, y, P, H, W, C, HO, WO, HAS_BIAS: tl.constexpr,
+    x, w, bias, y, P, H, W, C, HO, WO, HAS_BIAS: tl.constexpr, GELU: tl.constexpr,
     M: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, B: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """``y = conv(x) + bias``."""
+    """``y = conv(x) + bias``, or its GELU."""
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     co = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = co < C * M
@@ -91,8 +114,33 @@ def forward(
     z = zs[0]
     if HAS_BIAS:
         z += tl.load(bias + co, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if GELU:
+        z *= _normal_cdf(z)
     at = p.to(tl.int64)[:, None] * (C * M) + co[None, :]
     tl.store(y + at, z.to(y.dtype.element_ty), mask=there[:, None] & inside[None, :])
+
+
+@triton.jit
+def gelu_gradient(
+    g, x, w, bias, dz, P, H, W, C, HO, WO, HAS_BIAS: tl.constexpr,
+    M: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, B: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Gradient of ``conv(x) + bias``, which is computed again, from that of its GELU."""
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    co = tl.program_id(1) * BC + tl.arange(0, BC)
+    inside = co < C * M
+    there = p < P
+    zs = _convolve(
+        x, w, p, there, co, inside, H, W, C, HO, WO, M, S, PH, PW, B, KH, KW, TAPS, BP, BC
+    )
+    z = zs[0]
+    if HAS_BIAS:
+        z += tl.load(bias + co, mask=inside, other=0.0).to(tl.float32)[None, :]
+    mask = there[:, None] & inside[None, :]
+    at = p.to(tl.int64)[:, None] * (C * M) + co[None, :]
+    v = tl.load(g + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(dz + at, (v * _gelu_slope(z)).to(dz.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -253,15 +301,18 @@ def merge(
 
 @triton.jit
 def norm_sums(
-    g, x, w, means, out, P, EACH, H, W, C, HO, WO,
+    g, x, w, affine, found, out, P, EACH, H, W, C, HO, WO, GELU: tl.constexpr,
     M: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, B: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Sums of ``g``, and of ``g * (z - mean)`` of each convolution: (parts, B + 1, C_out)."""
+    """Sums of ``g``, and of ``g * (z - mean)`` of each convolution: (parts, B + 1, C_out).
+
+    With GELU, ``g`` is the gradient of the GELU of the sum of the norms.
+    """
     part = tl.program_id(0)
     co = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = co < C * M
-    mean = _rows(means, co, inside, C * M, B)
+    mean = _rows(found, co, inside, C * M, B)
     accs = _zeros(B + 1, BP, BC)
     t = 0
     while t < EACH:
@@ -272,10 +323,12 @@ def norm_sums(
         )
         at = p.to(tl.int64)[:, None] * (C * M) + co[None, :]
         v = tl.load(g + at, mask=there[:, None] & inside[None, :], other=0.0).to(tl.float32)
-        found = (accs[0] + v,)
+        if GELU:
+            v *= _gelu_slope(_sum_of_norms(zs, affine, found, co, inside, C * M, B))
+        new = (accs[0] + v,)
         for b in tl.static_range(B):
-            found = found + (accs[b + 1] + v * (zs[b] - mean[b]),)
-        accs = found
+            new = new + (accs[b + 1] + v * (zs[b] - mean[b]),)
+        accs = new
         t += 1
     at = out + part * (B + 1) * (C * M) + co
     for b in tl.static_range(B + 1):
@@ -284,13 +337,14 @@ def norm_sums(
 
 @triton.jit
 def norm_gradients(
-    g, x, w, scale, found, sums, dz, P, H, W, C, HO, WO, BRANCH,
+    g, x, w, affine, found, sums, dz, P, H, W, C, HO, WO, BRANCH, GELU: tl.constexpr,
     M: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, B: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the B convolutions, BRANCH numbers apart.
 
-    ``found`` is what :func:`merge` found, ``sums`` is :func:`norm_sums` over all pixels.
+    ``found`` is what :func:`merge` found, ``sums`` is :func:`norm_sums` over all pixels. With GELU,
+    ``g`` is the gradient of the GELU of the sum of the norms.
     """
     apart = tl.cast(BRANCH, tl.int64)
     p = tl.program_id(0) * BP + tl.arange(0, BP)
@@ -303,7 +357,9 @@ def norm_gradients(
     mask = there[:, None] & inside[None, :]
     at = p.to(tl.int64)[:, None] * (C * M) + co[None, :]
     v = tl.load(g + at, mask=mask, other=0.0).to(tl.float32)
-    scales = _rows(scale, co, inside, C * M, B)
+    if GELU:
+        v *= _gelu_slope(_sum_of_norms(zs, affine, found, co, inside, C * M, B))
+    scales = _rows(affine, co, inside, C * M, B)
     means = _rows(found, co, inside, C * M, B)
     inverses = _rows(found + B * (C * M), co, inside, C * M, B)
     n = tl.load(found + 3 * B * (C * M) + co, mask=inside, other=1.0)[None, :]

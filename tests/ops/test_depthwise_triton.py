@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import mmffnet
 from mmffnet.models.layers import ConvNorm, DepthwiseConv2d, MultiBranchDWConv
+from mmffnet.models.mixers import FFNifiedAttention
 from mmffnet.ops import depthwise
 from mmffnet.ops.depthwise import use_kernels
 
@@ -56,33 +58,34 @@ def in_float64(tensors):
 
 
 @pytest.mark.parametrize(
-    ('size', 'kernel', 'stride', 'multiplier', 'dtype'),
+    ('size', 'kernel', 'stride', 'multiplier', 'dtype', 'gelu'),
     [
-        ((2, 5, 5, 7), (3, 3), 1, 1, torch.float32),
-        ((2, 3, 5, 4), (5, 5), 2, 2, torch.float32),
-        ((1, 4, 3, 5), (7, 7), 1, 1, torch.float32),  # lower than the kernel
-        ((1, 2, 5, 1), (9, 9), 1, 2, torch.float32),
-        ((2, 1, 1, 4), (1, 9), 2, 1, torch.float32),
-        ((1, 6, 4, 3), (9, 1), 1, 1, torch.float32),
-        ((2, 5, 5, 4), (3, 3), 2, 1, torch.bfloat16),
-        ((2, 2, 4, 3), (3, 3), 1, 2, torch.float16),
-        ((0, 5, 4, 3), (3, 3), 1, 1, torch.float32),
+        ((2, 5, 5, 7), (3, 3), 1, 1, torch.float32, False),
+        ((2, 3, 5, 4), (5, 5), 2, 2, torch.float32, True),
+        ((1, 4, 3, 5), (7, 7), 1, 1, torch.float32, True),  # lower than the kernel
+        ((1, 2, 5, 1), (9, 9), 1, 2, torch.float32, False),
+        ((2, 1, 1, 4), (1, 9), 2, 1, torch.float32, False),
+        ((1, 6, 4, 3), (9, 1), 1, 1, torch.float32, False),
+        ((2, 5, 5, 4), (3, 3), 2, 1, torch.bfloat16, True),
+        ((2, 2, 4, 3), (3, 3), 1, 2, torch.float16, True),
+        ((0, 5, 4, 3), (3, 3), 1, 1, torch.float32, True),
     ],
     ids=str,
 )
 @pytest.mark.usefixtures('small_blocks')
 @pytest.mark.slow
-def test_convolution(size, kernel, stride, multiplier, dtype, device):
+def test_convolution(size, kernel, stride, multiplier, dtype, gelu, device):
     x, weight = make(size, [kernel], multiplier, dtype, device)
     bias = torch.randn(len(weight), device=device, dtype=dtype).requires_grad_()
     padding = (kernel[0] // 2, kernel[1] // 2)
-    y = ops.depthwise(x, weight, bias, stride, padding)
+    y = ops.depthwise(x, weight, bias, stride, padding, gelu)
     assert y.dtype == dtype and y.is_contiguous(memory_format=LAST)
     grad = torch.randn_like(y)
     grads = torch.autograd.grad(y, (x, weight, bias), grad)
     assert [g.dtype for g in grads] == [dtype] * 3
     exact = in_float64((x, weight, bias))
     expected = F.conv2d(*exact, stride, padding, 1, size[1])
+    expected = F.gelu(expected) if gelu else expected
     theirs = torch.autograd.grad(expected, exact, grad.cpu().double())
     assert_close([y, *grads], [expected, *theirs], TOLERANCE[dtype])
 
@@ -101,27 +104,27 @@ def test_layouts_do_not_matter(device):
 
 
 @pytest.mark.parametrize(
-    ('size', 'sizes', 'stride', 'multiplier', 'dtype'),
+    ('size', 'sizes', 'stride', 'multiplier', 'dtype', 'gelu'),
     [
-        ((2, 5, 3, 6), [(7, 7), (3, 3)], 1, 1, torch.float32),
-        ((2, 3, 5, 4), [(5, 5), (3, 3)], 2, 2, torch.float32),
-        ((2, 3, 5, 4), [(3, 3)], 2, 1, torch.float32),
-        ((2, 3, 5, 4), [(3, 3), (1, 3), (3, 1)], 1, 2, torch.float32),
-        ((1, 2, 3, 5), [(9, 9), (5, 5), (1, 9), (9, 1)], 1, 1, torch.float32),
-        ((2, 3, 4, 4), [(3, 3), (1, 1)], 1, 1, torch.bfloat16),
-        ((2, 3, 4, 5), [(3, 3)], 1, 1, torch.float16),
+        ((2, 5, 3, 6), [(7, 7), (3, 3)], 1, 1, torch.float32, True),
+        ((2, 3, 5, 4), [(5, 5), (3, 3)], 2, 2, torch.float32, False),
+        ((2, 3, 5, 4), [(3, 3)], 2, 1, torch.float32, True),
+        ((2, 3, 5, 4), [(3, 3), (1, 3), (3, 1)], 1, 2, torch.float32, True),
+        ((1, 2, 3, 5), [(9, 9), (5, 5), (1, 9), (9, 1)], 1, 1, torch.float32, False),
+        ((2, 3, 4, 4), [(3, 3), (1, 1)], 1, 1, torch.bfloat16, True),
+        ((2, 3, 4, 5), [(3, 3)], 1, 1, torch.float16, False),
     ],
     ids=str,
 )
 @pytest.mark.usefixtures('small_blocks')
 @pytest.mark.slow
-def test_norms(size, sizes, stride, multiplier, dtype, device):
+def test_norms(size, sizes, stride, multiplier, dtype, gelu, device):
     x, *weights = make(size, sizes, multiplier, dtype, device)
     count = len(sizes)
     affine = torch.rand(2 * count, size[1] * multiplier, device=device).add(0.5).requires_grad_()
     geometry = [stride, sizes[0][0] // 2, sizes[0][1] // 2, *(n for pair in sizes for n in pair)]
     eps = [1.0, 0.5, 2.0, 1.5][:count]  # without, the scale of a kernel has no gradient
-    y, found = ops.norms(x, ops._rows(*weights), affine, geometry, eps, '')
+    y, found = ops.norms(x, ops._rows(*weights), affine, geometry, eps, '', gelu)
     assert y.dtype == dtype and y.is_contiguous(memory_format=LAST)
     grad = torch.randn_like(y)
     tensors = (x, affine, *weights)
@@ -134,6 +137,7 @@ def test_norms(size, sizes, stride, multiplier, dtype, device):
         F.batch_norm(z, None, None, exact[1][i], exact[1][count + i], True, 0.1, eps[i])
         for i, z in enumerate(maps)
     )
+    expected = F.gelu(expected) if gelu else expected
     assert_close(found[:count], [z.mean((0, 2, 3)) for z in maps], 1e-6)
     assert_close(found[2 * count : -1], [z.var((0, 2, 3)) for z in maps], 2e-6)
     assert found[-1].unique().item() == y.numel() / y.shape[1]
@@ -149,7 +153,7 @@ def test_statistics_of_large_means(device):
     x = (1000 + torch.randn(2, 3, 8, 8)).to(device, memory_format=LAST)
     weight = torch.ones(1, 3, device=device)
     affine = torch.tensor([[1.0], [0.0]], device=device).repeat(1, 3)
-    y, found = ops.norms(x, weight, affine, [1, 0, 0, 1, 1], [1e-5], '')
+    y, found = ops.norms(x, weight, affine, [1, 0, 0, 1, 1], [1e-5], '', False)
     exact = x.double()
     assert_close(found[2], exact.var((0, 2, 3)), 1e-5)
     assert_close([y], [F.batch_norm(exact, None, None, None, None, True)], 1e-3)
@@ -163,16 +167,17 @@ def test_operators_are_well_formed(stride, multiplier, device):
     one, two = [stride, 0, 0, 1, 1], [stride, 0, 0, 1, 1, 1, 1]
     rows = torch.randn(2, len(weight), device=device).requires_grad_()
     affine = torch.rand(4, len(weight), device=device).requires_grad_()
-    y, found = (t.detach() for t in ops.norms(x, rows, affine, two, [1e-5] * 2, ''))
+    y, found = (t.detach() for t in ops.norms(x, rows, affine, two, [1e-5] * 2, '', False))
     given = [t.detach() for t in (x, rows, affine)]
     for op, args in [
-        (ops.convolve, (x, rows[:1], bias, one)),
-        (ops.convolve, (x, rows[:1], None, one)),
+        (ops.convolve, (x, rows[:1], bias, one, True)),
+        (ops.convolve, (x, rows[:1], None, one, False)),
+        (ops.gelu_gradient, (y, given[0], given[1][:1], None, one)),
         (ops.input_gradient, (torch.cat([y, y]), given[1], two, list(x.shape))),
         (ops.weight_gradient, (torch.cat([y, y]), given[0], given[1], two, False)),
         (ops.weight_gradient, (y, given[0], given[1][:1], one, True)),
-        (ops.norms, (x, rows, affine, two, [1e-5] * 2, '')),
-        (ops.norms_gradients, (y, *given, found, two, '')),
+        (ops.norms, (x, rows, affine, two, [1e-5] * 2, '', True)),
+        (ops.norms_gradients, (y, *given, found, two, '', True)),
     ]:
         torch.library.opcheck(op, args)
 
@@ -234,6 +239,30 @@ def test_blocks_use_them_when_asked_for(block, mode, device, monkeypatch):
     else:
         expected = ['norms'] * min(training, 1) + ['convolve'] * 2
     assert sorted(used) == sorted(2 * expected)
+
+
+@pytest.mark.parametrize('kernel_size', [3, 5])
+@pytest.mark.slow
+def test_gelu_is_in_the_kernels(kernel_size, device, monkeypatch):
+    """Of a token mixer: behind a convolution with bias, and behind a pair."""
+    used, seen = count_calls(monkeypatch), []
+    model = perturbed(FFNifiedAttention(3, kernel_size)).to(device)
+    model.act.forward = lambda x, act=model.act.forward: seen.append(x) or act(x)
+    x = torch.randn(2, 3, 4, 5, device=device).to(memory_format=LAST)
+    found = [outcome(copy.deepcopy(model), x, kernels) for kernels in ('triton', 'plain')]
+    assert len(seen) == 1 and used
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    model.eval()
+    with use_kernels('triton'):
+        y = mmffnet.reparameterize(model)(x)
+    with use_kernels('plain'):
+        torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-5)
+    assert len(seen) == 2
+    model.act.register_forward_hook(lambda *args: None)
+    with use_kernels('triton'):
+        model(x)
+    assert len(seen) == 3
 
 
 def test_hooks_are_called(device, monkeypatch):

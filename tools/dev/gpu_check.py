@@ -45,7 +45,8 @@ from mmffnet.engine import find_checkpoint
 from mmffnet.engine.models import load_model
 from mmffnet.engine.runner import build_runner, check_device, read_config, train_config
 from mmffnet.errors import UsageError, describe_error
-from mmffnet.models.layers import MultiBranchDWConv
+from mmffnet.models.layers import ConvNorm, MultiBranchDWConv
+from mmffnet.models.mixers import DepthwiseConv, MetaMixer
 from mmffnet.ops.depthwise import depthwise_conv2d, describe_kernels, use_kernels
 from mmffnet.ops.graphs import InferenceGraphs, TrainingGraph
 from mmffnet_cli import FORMATS
@@ -86,7 +87,7 @@ SHAPES = {
     'cpu': [(3, 5, 4, 3, 1, 1), (3, 5, 4, 5, 2, 2)],
     'cuda': [
         *((88, 64, 63, 7, 1, 1), (704, 9, 8, 7, 1, 1), (50, 17, 9, 9, 1, 1)),
-        *((88, 33, 32, 7, 2, 2), (96, 7, 5, 3, 1, 1), (64, 15, 17, 5, 1, 1)),
+        *((88, 33, 32, 7, 2, 2), (96, 7, 5, 3, 1, 1), (64, 15, 17, 5, 2, 2)),
     ],
 }
 
@@ -331,19 +332,31 @@ def kernels(implementation: str, dtype: torch.dtype, device: torch.device) -> Fo
     return worst, ROUNDING[dtype]
 
 
-def pair(dtype: torch.dtype, device: torch.device) -> Found:
-    """The training pair in Triton: output, gradients and statistics against float64."""
+def blocks(kind: str, dtype: torch.dtype, device: torch.device) -> Found:
+    """Blocks of convolutions and norms in Triton: output, gradients and buffers against float64."""
     if 'triton' not in describe_kernels().partition(' (')[0]:
         raise NotRunError(describe_kernels().rpartition('; ')[2])
     worst = 0.0
-    for channels, height, width, kernel, stride, multiplier in SHAPES[device.type]:
-        if kernel == 3:
-            continue
+    shapes = SHAPES[device.type]  # large kernels take seconds to compile
+    for channels, height, width, kernel, stride, multiplier in shapes[
+        0 if kind == 'pair' else -2 :
+    ]:
         torch.manual_seed(0)
         x = torch.randn(2, channels, height, width).to(memory_format=torch.channels_last)
         x = x.to(device, dtype)
-        outputs = channels * multiplier
-        block = MultiBranchDWConv(channels, kernel, out_channels=outputs, stride=stride).to(device)
+        more = (channels * multiplier, stride)
+        if kind == 'norm':
+            block: nn.Module = ConvNorm(channels, more[0], kernel, stride, groups=channels)
+        elif kind == 'pair with GELU':
+            key = dict(type=DepthwiseConv, kernel_size=kernel, branches='pair')
+            block = MetaMixer(channels, key=key)
+        else:
+            block = MultiBranchDWConv(channels, kernel, kind.partition(',')[0], *more)
+        block.train('frozen' not in kind).to(device)
+        for module in block.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_var.uniform_(0.5, 1.5)
+                module.eps = 0.5  # the gradient of a kernel's scale would be nothing but rounding
         expected = _block_step(copy.deepcopy(block).double(), x.double(), 'plain')
         on = dtype != torch.float32
         with torch.autocast(device.type, dtype if on else torch.bfloat16, enabled=on):
@@ -646,7 +659,10 @@ def all_checks() -> dict[str, Check]:
         name = str(dtype).rpartition('.')[2]
         for implementation in ('auto', 'triton'):
             checks[f'kernels: {implementation}, {name}'] = partial(kernels, implementation, dtype)
-        checks[f'kernels: pair, {name}'] = partial(pair, dtype)
+        for kind in ('pair', 'pair with GELU'):
+            checks[f'kernels: {kind}, {name}'] = partial(blocks, kind, dtype)
+    for kind in ('norm', 'pair, frozen', 'strips'):
+        checks[f'kernels: {kind}, float32'] = partial(blocks, kind, torch.float32)
     checks['with_cp: outputs, gradients, buffers'] = with_cp
     checks['DDP: one process, BN'] = partial(ddp, 'BN')
     checks['DDP: one process, SyncBN'] = partial(ddp, 'SyncBN')

@@ -8,6 +8,7 @@ from .fusible import (
     MultiBranchDWConv,
     NormConv,
     build_norm,
+    convolve_and_activate,
     depthwise_conv,
 )
 from .norm import CHANNEL_LAYER_NORM, ChannelLayerNorm
@@ -24,6 +25,7 @@ __all__ = [
     'NormConv',
     'Reparameterized',
     'build_norm',
+    'convolve_and_activate',
     'depthwise_conv',
     'reparameterize',
 ]

@@ -8,7 +8,7 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...ops.depthwise import depthwise_norms, fuses_norms
+from ...ops.depthwise import depthwise_conv2d, depthwise_norms, fuses
 from ..arch import check_odd
 from .depthwise import DepthwiseConv2d
 
@@ -45,18 +45,19 @@ class FusibleBlock(nn.Module):
         raise NotImplementedError(f'{type(self).__name__} must define folded()')
 
     @torch.jit.unused
-    def _fused(self, x: Tensor) -> Tensor | None:
+    def _fused(self, x: Tensor, gelu: bool = False) -> Tensor | None:
         """The sum of the conv-norm branches, where kernels compute all of them at once."""
-        if not fuses_norms():  # first, as it is asked in each forward pass of each block
+        if not fuses(x):  # first, as it is asked in each forward pass of each block
             return None
         parts: list[Any] = [self] if isinstance(self, ConvNorm) else list(self.children())
         if not all(isinstance(part, ConvNorm) for part in parts):
             return None
         if not isinstance(parts[0].conv, DepthwiseConv2d):
             return None
-        if any(m._forward_hooks or m._forward_pre_hooks for m in self.modules() if m is not self):
+        if _is_observed(*(m for m in self.modules() if m is not self)):
             return None
-        return depthwise_norms(x, [part.conv for part in parts], [part.norm for part in parts])
+        convs, norms = zip(*((part.conv, part.norm) for part in parts), strict=True)
+        return depthwise_norms(x, convs, norms, gelu)
 
 
 class ConvNorm(FusibleBlock):
@@ -253,6 +254,27 @@ def depthwise_conv(
     if branches == 'norm':
         return ConvNorm(channels, channels, kernel_size, groups=channels, norm_cfg=norm_cfg)
     return MultiBranchDWConv(channels, kernel_size, branches, norm_cfg=norm_cfg)
+
+
+def convolve_and_activate(conv: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
+    """``act(conv(x))``, at once where there is a kernel for both."""
+    if fuses(x) and _is_exact_gelu(act) and not _is_observed(conv, act):
+        if isinstance(conv, FusibleBlock):
+            y = conv._fused(x, gelu=True)
+            if y is not None:
+                return y
+        elif type(conv) is DepthwiseConv2d:
+            geometry: Any = (conv.stride, conv.padding, conv.groups)
+            return depthwise_conv2d(x, conv.weight, conv.bias, *geometry, gelu=True)
+    return act(conv(x))
+
+
+def _is_exact_gelu(act: nn.Module) -> bool:
+    return type(act) is nn.GELU and act.approximate == 'none'
+
+
+def _is_observed(*modules: nn.Module) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks for m in modules)
 
 
 def build_norm(norm_cfg: dict | None, channels: int) -> nn.Module:

@@ -5,11 +5,12 @@ Paper: MetaMixer Is All You Need, https://arxiv.org/abs/2406.02021.
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ...registry import MODELS
 from ..arch import check_channels, check_count, check_odd
-from ..layers import ConvNorm, depthwise_conv
+from ..layers import ConvNorm, convolve_and_activate, depthwise_conv
 from .build import build_act, build_mixer
 
 
@@ -121,9 +122,16 @@ class MetaMixer(nn.Module):
             raise ValueError(f'{kind}: value must give {channels} channels again, got {width}')
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            return self._interact(x)
         for operation in self.children():
             x = operation(x)
         return x
+
+    @torch.jit.unused
+    def _interact(self, x: Tensor) -> Tensor:
+        query, key, act, value = (getattr(self, name) for name in self.names)
+        return value(convolve_and_activate(key, act, query(x)))
 
 
 @MODELS.register_module()
