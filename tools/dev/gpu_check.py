@@ -214,7 +214,7 @@ def make_sample(scope: str, index: int) -> tuple[Tensor, Any]:
 
 def small_network(device: torch.device, **changes: Any) -> nn.Module:
     torch.manual_seed(0)
-    cfg = dict(type='FFNet', arch='nano', drop_path_rate=0.0, **changes)
+    cfg = dict(type='FFNet', arch='nano', drop_path_rate=0.0) | changes
     return MODELS.build(cfg).to(device).train()
 
 
@@ -376,31 +376,57 @@ def _block_step(block: nn.Module, x: Tensor, kernels: str) -> list[Tensor]:
 
 def training_graph(dtype: torch.dtype, device: torch.device) -> Found:
     """Six passes, two to a step of the optimizer, replayed against eager; with drop path."""
+    states = []
+    for graphed in (False, True):
+        model, optimizer, said = _to_train(device, graphed)
+        _train(model, optimizer, range(6), dtype, device)
+        states.append([*model.parameters(), *model.buffers()])
+    if said:
+        raise RuntimeError('; '.join(said))
+    return compare(*states), 1e-6
+
+
+def resumed_graph(device: torch.device) -> Found:
+    """Six passes with a graph, against two, and four more of another model with the same state."""
+    model, optimizer, said = _to_train(device, True)
+    _train(model, optimizer, range(2), torch.float32, device)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    _train(model, optimizer, range(2, 6), torch.float32, device)
+    other, optimizer, said_later = _to_train(device, True)
+    other.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    _train(other, optimizer, range(2, 6), torch.float32, device)
+    if said or said_later:
+        raise RuntimeError('; '.join(said + said_later))
+    expected, found = ([*m.parameters(), *m.buffers()] for m in (model, other))
+    return compare(found, expected), 0.0
+
+
+def _to_train(device: torch.device, graphed: bool) -> tuple[nn.Module, Any, list[str]]:
+    """A model, its optimizer, and what is said if there is no graph."""
     if device.type != 'cuda':
         raise NotRunError('graphs need a GPU')
-    states, said = [], list[str]()
-    for graphed in (False, True):
-        model: Any = small_network(device)
-        for module in model.modules():
-            if hasattr(module, 'drop_prob'):
-                module.drop_prob = 0.3
-        model.to(memory_format=torch.channels_last)
-        if graphed:
-            graph = TrainingGraph(model, said.append)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        for number in range(6):
-            torch.manual_seed(number)
-            x = torch.rand(2, 3, 64, 64, device=device)
-            with torch.autocast('cuda', dtype, enabled=dtype != torch.float32):
-                loss = torch.stack([y.float().square().mean() for y in model(x)]).sum()
-            loss.backward()
-            if number % 2:
-                optimizer.step()
-                optimizer.zero_grad()
-        states.append([*model.parameters(), *model.buffers()])
-    if said or len(graph.graphs) != 1:
-        raise RuntimeError('; '.join(said) or 'nothing was captured')
-    return compare(*states), 1e-6
+    model: Any = small_network(device, drop_path_rate=0.3).to(memory_format=torch.channels_last)
+    said: list[str] = []
+    if graphed:
+        model.graph = TrainingGraph(model, said.append)
+    return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), said
+
+
+def _train(
+    model: Any, optimizer: Any, numbers: range, dtype: torch.dtype, device: torch.device
+) -> None:
+    for number in numbers:
+        torch.manual_seed(number)
+        x = torch.rand(2, 3, 64, 64, device=device)
+        with torch.autocast('cuda', dtype, enabled=dtype != torch.float32):
+            loss = torch.stack([y.float().square().mean() for y in model(x)]).sum()
+        loss.backward()
+        if number % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+    if hasattr(model, 'graph') and len(numbers) > 2 and len(model.graph.graphs) != 1:
+        raise RuntimeError('nothing was captured')
 
 
 def inference_graph(device: torch.device) -> Found:
@@ -654,6 +680,7 @@ def all_checks() -> dict[str, Check]:
     for dtype in (torch.float32, torch.bfloat16):
         name = f'graphs: training, {str(dtype).rpartition(".")[2]}'
         checks[name] = partial(training_graph, dtype)
+    checks['graphs: resumed training'] = resumed_graph
     checks['graphs: inference'] = inference_graph
     for dtype in ROUNDING:
         name = str(dtype).rpartition('.')[2]
