@@ -5,6 +5,8 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 READY := $(VENV)/.ready
+# Images of containers set it, and then each of the many processes compiles all packages anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: test test-fast demo demo-seg demo-cls lint docs
 

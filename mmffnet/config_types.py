@@ -5,6 +5,7 @@ wrote down a lazy config, with its module ('mmcv.transforms.Resize'). In lazy (p
 and in those made in Python, it is the class or function itself.
 """
 
+import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,17 +66,18 @@ def find_scope(cfg: Config) -> str | None:
 def packages_by_path() -> Iterator[None]:
     """Within it, configs of packages (``mmdet::...``) are looked for under their names first.
 
-    mmengine reads all metafiles of the package before it does, a hundred, for each of the configs
-    that one inherits from: a second or more.
+    mmengine reads all metafiles of the package before it does, a hundred, and asks anew which
+    packages there are, for each of the configs that one inherits from: a second or more.
     """
-    search = mmengine.config.config._get_external_cfg_path
+    config = mmengine.config.config
+    search, is_installed = config._get_external_cfg_path, config.is_installed
 
     def find(package: str, name: str) -> str:
         path = Path(package, '.mim', 'configs', name)
         return str(path) if path.is_file() else search(package, name)
 
-    mmengine.config.config._get_external_cfg_path = find
+    config._get_external_cfg_path, config.is_installed = find, functools.cache(is_installed)
     try:
         yield
     finally:
-        mmengine.config.config._get_external_cfg_path = search
+        config._get_external_cfg_path, config.is_installed = search, is_installed

@@ -150,8 +150,8 @@ def convolve(
     launcher = _Launcher(x.shape, weight, geometry)
     y = _empty(x, *launcher.out)
     given = weight if bias is None else bias
-    options = dict(HAS_BIAS=bias is not None, GELU=gelu)
-    launcher.each(kernels.forward, _last(x), weight, given, y, **options)
+    maps = (_last(x), weight, given, y)
+    launcher.each(kernels.forward, *maps, HAS_BIAS=bias is not None, GELU=gelu)
     return y
 
 
@@ -293,8 +293,8 @@ def norms_gradients(
     branches = len(launcher.sizes)
     grad, x = _last(grad), _last(x)
     given = (grad, x, weight, affine, found)
-    options = dict(dtype=torch.float32, GELU=gelu)
-    sums = launcher.sums(kernels.norm_sums, branches + 1, *given, **options)
+    rows, dtype = branches + 1, torch.float32
+    sums = launcher.sums(kernels.norm_sums, rows, *given, dtype=dtype, GELU=gelu)
     inverses = found[branches : 2 * branches]
     daffine = torch.cat((sums[1:] * inverses, sums[:1].expand(branches, -1)))
     _sum_over(group, sums)

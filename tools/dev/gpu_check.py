@@ -353,10 +353,10 @@ def blocks(kind: str, dtype: torch.dtype, device: torch.device) -> Found:
         else:
             block = MultiBranchDWConv(channels, kernel, kind.partition(',')[0], *more)
         block.train('frozen' not in kind).to(device)
-        for module in block.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_var.uniform_(0.5, 1.5)
-                module.eps = 0.5  # the gradient of a kernel's scale would be nothing but rounding
+        norms: Any = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.running_var.uniform_(0.5, 1.5)
+            norm.eps = 0.5  # without it, the gradient of a kernel's scale is nothing but rounding
         expected = _block_step(copy.deepcopy(block).double(), x.double(), 'plain')
         on = dtype != torch.float32
         with torch.autocast(device.type, dtype if on else torch.bfloat16, enabled=on):
@@ -406,7 +406,8 @@ def _to_train(device: torch.device, graphed: bool) -> tuple[nn.Module, Any, list
     """A model, its optimizer, and what is said if there is no graph."""
     if device.type != 'cuda':
         raise NotRunError('graphs need a GPU')
-    model: Any = small_network(device, drop_path_rate=0.3).to(memory_format=torch.channels_last)
+    model: Any = small_network(device, drop_path_rate=0.3)
+    model.to(memory_format=torch.channels_last)
     said: list[str] = []
     if graphed:
         model.graph = TrainingGraph(model, said.append)

@@ -264,8 +264,8 @@ def convolve_and_activate(conv: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
             if y is not None:
                 return y
         elif type(conv) is DepthwiseConv2d:
-            geometry: Any = (conv.stride, conv.padding, conv.groups)
-            return depthwise_conv2d(x, conv.weight, conv.bias, *geometry, gelu=True)
+            geometry: Any = dict(stride=conv.stride, padding=conv.padding)
+            return depthwise_conv2d(x, conv.weight, conv.bias, **geometry, gelu=True)
     return act(conv(x))
 
 
