@@ -34,10 +34,7 @@ def type_name(kind: Any) -> str:
 def find_type(kind: Any, registry: Registry = MODELS, scope: str | None = None) -> Any:
     """Return the class or function that a ``type`` stands for, None if it is not registered.
 
-    Args:
-        kind (Any): The ``type``.
-        registry (Registry): Where its name is looked up. Defaults to MODELS.
-        scope (str, optional): Whose registry comes first. Defaults to None, the default scope.
+    ``scope`` is the one whose registry comes first, None for the default scope.
     """
     if isinstance(kind, LazyObject | LazyAttr):
         return kind.build()

@@ -24,9 +24,6 @@ def import_models(cfg: Config) -> None:
 
     mmdet, mmseg and mmpretrain import one another for a few types, which takes two seconds. These
     types cannot be used in the process any more, so this is for processes that run one config.
-
-    Args:
-        cfg (Config): From :func:`~mmffnet.engine.runner.read_config`.
     """
     scope = cfg.get('default_scope')
     if scope not in SCOPES or find_spec(scope) is None:

@@ -17,9 +17,7 @@ from .runner import keeps_channels_last
 def measure_step(cfg: Config, steps: int = 8) -> float:
     """Seconds of a training step, the loading of its data included.
 
-    Args:
-        cfg (Config): The training; nothing of it is changed, and its model is thrown away.
-        steps (int): How many steps to take; the first third does not count. Defaults to 8.
+    Of the steps the first third does not count. The config stays as it is.
     """
     model = build_model(cfg, get_device()).train()
     if keeps_channels_last(cfg):

@@ -44,24 +44,13 @@ def build_model(cfg: Config, device: str = 'cpu') -> Any:
         with scope_of(cfg), warnings.catch_warnings(), torch.device(device):
             warnings.simplefilter('ignore')  # of losses, which are not needed here
             return revert_sync_batchnorm(MODELS.build(settings)).eval()
-    except (
-        AssertionError,
-        AttributeError,
-        ImportError,
-        KeyError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (AssertionError, AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         text = f'cannot build the model of the config: {describe_error(error)}'
         raise UsageError(text) from error
 
 
 def load_model(cfg: Config, checkpoint: str) -> tuple[Any, dict[str, Any]]:
     """Builds a config's model and fills all of it from a checkpoint.
-
-    Args:
-        cfg (Config): The config.
-        checkpoint (str): A file, an address or a short name.
 
     Returns:
         tuple: The model on the CPU, in evaluation mode, and the metadata of the checkpoint.
@@ -89,10 +78,6 @@ def find_legend(cfg: Config, meta: dict[str, Any]) -> Legend:
 
     Names come from the checkpoint, else from the config's data set, which is not built, as the data
     need not be there. Colours of the data set are used for its own classes only.
-
-    Args:
-        cfg (Config): The config.
-        meta (dict): The metadata of the checkpoint.
     """
     dataset = innermost_dataset(cfg, 'test')
     saved = {str(key).lower(): value for key, value in (meta.get('dataset_meta') or meta).items()}

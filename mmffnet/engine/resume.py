@@ -16,13 +16,7 @@ _RESUMABLE = re.compile(r'(epoch|iter|stopped_iter)_\d+\.pth')
 
 
 def find_checkpoint(work_dir: str | Path) -> str | None:
-    """Finds what to resume from: the newest checkpoint of a work directory that is whole.
-
-    Args:
-        work_dir (str | Path): Where training wrote ``last_checkpoint`` and its checkpoints.
-
-    Returns:
-        str | None: The checkpoint, or None if there are none at all.
+    """Finds the newest checkpoint of a work directory that is whole; None if there are none at all.
 
     Raises:
         RuntimeError: If there are checkpoints and all of them are damaged.
@@ -55,10 +49,8 @@ def settle_resume(runner: Runner) -> None:
     """Makes all processes resume from what the main one found, or was told.
 
     The main process alone reads a whole file to look for damage. The others do so with files that
-    are not the same, as where each machine has a disk of its own.
-
-    Args:
-        runner (Runner): The runner, before it has loaded anything.
+    are not the same, as where each machine has a disk of its own. It is for a runner that has not
+    loaded anything.
 
     Raises:
         DamagedCheckpointError: In all processes, if all checkpoints are damaged, or one process

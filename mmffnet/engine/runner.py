@@ -58,14 +58,9 @@ def read_config(
     work_dir: str | None = None,
     launcher: str = 'none',
 ) -> Config:
-    """Read a config and apply what the command line says about it.
+    """Read a config, a file or the name of one that mmffnet ships, and apply the tools' options.
 
-    Args:
-        config (str): A file, or the name of a config that mmffnet ships.
-        cfg_options (Sequence[str]): Settings to override, as 'key=value'. Defaults to ().
-        work_dir (str, optional): Where logs and checkpoints go. If None, the config's own
-            ``work_dir``, or else ``work_dirs/<name of the config>``. Defaults to None.
-        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'. Defaults to 'none'.
+    Without a ``work_dir`` it is the config's own, or else ``work_dirs/<name of the config>``.
 
     Raises:
         UsageError: If the config cannot be found or read, or an option does not fit it.
@@ -112,21 +107,9 @@ def train_config(
     """Apply the options of ``tools/train.py`` to a config, in place.
 
     The config also gets the hooks that make training robust: SafeCheckpointHook in the place of
-    mmengine's CheckpointHook, ExactResumeHook, FiniteLossHook and WholeCheckpointHook.
-
-    Args:
-        cfg (Config): From :func:`read_config`.
-        resume (str, optional): 'auto' to continue from the newest whole checkpoint in the work
-            directory, if there is one, or a checkpoint file. Defaults to None.
-        amp (bool): Whether to train in mixed precision. Defaults to False.
-        auto_scale_lr (bool): Whether to scale the learning rate with the batch size. Defaults
-            to False.
-        compile (bool or str): Whether to compile backbone and neck, or ``torch.compile``'s mode.
-            Defaults to False.
-        channels_last (bool, optional): Whether to use the memory format channels_last; None for
-            where it was measured to be faster. Defaults to False.
-        cuda_graphs (bool): Whether to capture the steps of backbone and neck as CUDA graphs, where
-            that is possible. Defaults to False.
+    mmengine's CheckpointHook, ExactResumeHook, FiniteLossHook and WholeCheckpointHook. ``resume``
+    is 'auto' for the newest whole checkpoint in the work directory, ``channels_last`` None for
+    where it was measured to be faster.
 
     Raises:
         UsageError: If data are missing, or an option does not fit the config.
@@ -175,21 +158,7 @@ def test_config(
 ) -> Config:
     """Apply the options of ``tools/test.py`` to a config, in place.
 
-    Args:
-        cfg (Config): From :func:`read_config`.
-        checkpoint (str): A file, or an address that mmengine or mmffnet knows how to read.
-        out (str, optional): Where to keep the predictions: a folder for mmseg, a .pkl file
-            otherwise. Defaults to None.
-        show (bool): Whether to show the predictions in a window. Defaults to False.
-        show_dir (str, optional): A folder for painted predictions. Defaults to None.
-        wait_time (float): Seconds that each window stays. Defaults to 2.0.
-        tta (bool): Whether to average over augmented inputs; flipping only, unless the config
-            has a ``tta_pipeline``. Defaults to False.
-        fuse (bool): Whether to re-parameterise the model first. Defaults to False.
-        compile (bool or str): Whether to compile backbone and neck, or ``torch.compile``'s mode.
-            Defaults to False.
-        channels_last (bool, optional): Whether to use the memory format channels_last; None for
-            where it was measured to be faster. Defaults to False.
+    ``channels_last`` is None for where it was measured to be faster.
 
     Raises:
         UsageError: If data are missing, or an option does not fit the config.
@@ -211,7 +180,7 @@ def test_config(
     if fuse:
         # A checkpoint's weights are the averaged ones, and a fused model has nothing to swap with.
         hooks = cfg.get('custom_hooks') or []
-        cfg.custom_hooks = [hook for hook in hooks if not _averages(cfg, hook)]
+        cfg.custom_hooks = [hook for hook in hooks if not _is_hook(cfg, hook, EMAHook)]
         _add_hook(cfg, 'FuseHook')
     half = bool((cfg.get('test_cfg') or {}).get('fp16'))
     _add_speed_hooks(cfg, compile, channels_last, half)
@@ -324,11 +293,7 @@ def check_checkpoint(name: str) -> str:
 
 
 def check_device(device: str | None) -> str:
-    """Return the device to use.
-
-    Raises:
-        UsageError: If there is no such device.
-    """
+    """Returns the device to use, or raises UsageError if there is no such device."""
     if device is None:
         return get_device()
     try:
@@ -387,11 +352,6 @@ def keeps_channels_last(cfg: Config) -> bool:
     return any(_is_hook(cfg, hook, ChannelsLastHook) for hook in cfg.get('custom_hooks') or [])
 
 
-def _averages(cfg: Config, hook: Any) -> bool:
-    kind = hook.get('type') if isinstance(hook, dict) else type(hook)
-    return type_name(kind).endswith('EMAHook') or _is_hook(cfg, hook, EMAHook)
-
-
 def _add_hook(cfg: Config, name: str, **settings: Any) -> None:
     hooks = cfg.get('custom_hooks') or []
     if not any(_is_hook(cfg, hook, HOOKS.get(f'mmffnet.{name}')) for hook in hooks):
@@ -418,13 +378,9 @@ def _add_speed_hooks(
 
 
 def is_faster_channels_last(cfg: Config, half: bool, device: str, say: bool = True) -> bool:
-    """Whether the measurements in docs/speed.md say so of this model and device.
+    """Whether the measurements in docs/speed.md say so of this model and kind of device.
 
-    Args:
-        cfg (Config): The config.
-        half (bool): Whether it is to run in mixed precision.
-        device (str): The kind of device, such as 'cuda'.
-        say (bool): Whether to tell the user if so. Defaults to True.
+    ``half`` is for mixed precision; the user is told if it is faster and ``say`` is set.
     """
     model = cfg.get('model') or {}
     backbone = (model.get('module') or model).get('backbone') or {}
