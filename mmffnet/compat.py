@@ -12,8 +12,6 @@ Nothing here switches the safety off: a file that needs any other class or funct
 
 import importlib.metadata
 import importlib.util
-import sys
-import warnings
 
 try:
     import mmcv  # noqa: F401
@@ -31,13 +29,6 @@ except ModuleNotFoundError as error:
 from .checkpoint.files import load_from_http, load_from_local, load_from_storage
 from .registry import accept_moved_names
 
-# Decode heads that go on without mmcv.ops when it cannot be imported.
-_FALLBACKS = {
-    'mmseg.models.decode_heads.cc_head': 'CrissCrossAttention',
-    'mmseg.models.decode_heads.point_head': 'point_sample',
-    'mmseg.models.decode_heads.psa_head': 'PSAMask',
-}
-
 
 def setup() -> None:
     """Prepare torch, mmengine and mmcv; calling it again changes nothing."""
@@ -53,18 +44,6 @@ def setup() -> None:
             MODULE2PACKAGE['mmseg'] = 'mmseg'
 
     mmffnet_ops_hook.install()
-    late = [
-        f'{module}.{name}'
-        for module, name in _FALLBACKS.items()
-        if getattr(sys.modules.get(module), name, '') is None
-    ]
-    if late:
-        warnings.warn(
-            f'{", ".join(late)} was imported before mmffnet, while mmcv.ops was not available, '
-            'and will not work in this process: import mmffnet first.',
-            stacklevel=2,
-        )
-
     accept_moved_names()
     register = mmengine_checkpoint.CheckpointLoader.register_scheme
     register('', load_from_local, force=True)

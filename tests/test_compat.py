@@ -10,7 +10,6 @@ import pickle
 import runpy
 import subprocess
 import sys
-import types
 import zipfile
 from pathlib import Path
 
@@ -124,13 +123,6 @@ def test_bases_of_mmseg_are_found_whoever_distributes_it(monkeypatch):
     compat.setup()
     cfg = mmengine.Config.fromfile(mmffnet.config_path('segmentation/semfpn_nano_shapes.py'))
     assert cfg.model.type == 'EncoderDecoder'
-
-
-def test_what_was_imported_too_early_is_named(monkeypatch):
-    name = 'mmseg.models.decode_heads.point_head'
-    monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(point_sample=None))
-    with pytest.warns(UserWarning, match=r'point_head\.point_sample .* import mmffnet first'):
-        compat.setup()
 
 
 # Reading checkpoints
