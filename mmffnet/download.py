@@ -26,13 +26,8 @@ def download_file(
 ) -> None:
     """Download a file; what it holds already is taken for the beginning.
 
-    Args:
-        url (str): An http(s) address.
-        path (Path): The file.
-        attempts (int): Connections in a row that may bring nothing. Defaults to 4.
-        pause (float): Seconds before the next one; doubles each time. Defaults to 1.0.
-        timeout (float): Seconds of silence that end a connection. Defaults to 30.0.
-        progress (bool): Whether to show a progress bar. Defaults to True.
+    So many ``attempts`` in a row may bring nothing; the ``pause`` before the next one doubles each
+    time, and ``timeout`` seconds of silence end a connection.
 
     Raises:
         ConnectionError: If the file cannot be had. What has come stays in ``path``.

@@ -24,11 +24,7 @@ _OPTIONAL = {
 
 
 def environment(quick: bool = False) -> dict[str, Any]:
-    """Looks at what is installed.
-
-    Args:
-        quick (bool): Whether to import nothing: no devices, no operators, and only the problems
-            that show in the files. Defaults to False.
+    """Looks at what is installed; if ``quick``, without importing any of it.
 
     Returns:
         dict: ``packages`` (name -> version or None), ``ops`` ('mmcv (native)',

@@ -30,19 +30,11 @@ def prepare(
     force: bool = False,
     **options: Any,
 ) -> Path:
-    """Make sure that a data set is there; what was interrupted is taken up again.
+    """Make sure that a data set is there, and return its folder.
 
-    Args:
-        dataset (DataSet): One of :data:`~mmffnet.datasets.archives.DATASETS`.
-        root (str | PathLike): The folder of all data sets. Defaults to 'data'.
-        archives (str | PathLike, optional): Where the archives are, or are downloaded to.
-            Defaults to None, the folder 'archives' in ``root``.
-        checksum (bool): Whether to insist on known sizes and checksums. Defaults to True.
-        force (bool): Whether to replace files that are there. Defaults to False.
-        **options: Those of :func:`~mmffnet.download.download_file`.
-
-    Returns:
-        Path: The folder of the data set.
+    What was interrupted is taken up again. The arguments are those of ``tools/prepare_data.py``,
+    with one of :data:`~mmffnet.datasets.archives.DATASETS`, and the options of
+    :func:`~mmffnet.download.download_file`.
 
     Raises:
         UsageError: If something is missing, damaged or in the way; a line for each problem.
@@ -148,11 +140,8 @@ def verify(path: Path, archive: Archive) -> None:
 def unpack(path: Path, folder: Path, tops: Collection[str], force: bool = False) -> None:
     """Unpack what is not there; a folder that did not exist appears complete or not at all.
 
-    Args:
-        path (Path): A zip archive.
-        folder (Path): Where to unpack it.
-        tops (Collection[str]): Which of the folders at its top level.
-        force (bool): Whether to replace files that are there. Defaults to False.
+    ``tops`` are the folders at the top level of the archive that are wanted; with ``force``, files
+    that are there are replaced.
     """
     print(f'unpacking {path}')
     stage = folder / f'.{path.name}.unpacking'

@@ -82,14 +82,7 @@ def draw_scene(seed: int, split: int, index: int, size: int) -> Scene:
 
 
 def draw_portrait(seed: int, split: int, index: int, size: int) -> Scene:
-    """Draw a picture that one object dominates; its class is ``index % len(CLASSES)``.
-
-    Args:
-        seed (int): The seed of the data set, 0 to 2**32 - 1.
-        split (int): The number of the split; splits share no random numbers.
-        index (int): The number of the picture within the split.
-        size (int): The side in pixels.
-    """
+    """Draw a square picture that one object dominates; its class is ``index % len(CLASSES)``."""
     dice = _Dice(seed, split, index)
     canvas = _Canvas(dice, size, size)
     canvas.scatter_lines(dice, dice.integer(0, 3))
@@ -119,9 +112,7 @@ class _Dice:
     def direction(self, spread: int = 63) -> tuple[int, int, int]:
         """Draw an angle as (cosine, sine, common denominator).
 
-        Args:
-            spread (int): How far the angle may be from 0: twice the arc tangent of
-                ``spread / 64``. Defaults to 63, 89 degrees.
+        It is as far from 0 as twice the arc tangent of ``spread / 64``, 89 degrees by default.
         """
         p, q = self.integer(-spread, spread), 64
         return q * q - p * p, 2 * p * q, q * q + p * p
@@ -154,10 +145,7 @@ class _Canvas:
     def place(self, dice: _Dice, radius: int, label: int | None = None) -> None:
         """Paint an object where it hides no other one too much; after some tries, nowhere.
 
-        Args:
-            dice (_Dice): Where the randomness comes from.
-            radius (int): The longer half axis.
-            label (int, optional): The class. Defaults to None, any.
+        The radius is its longer half axis.
         """
         height, width = self.owner.shape
         if label is None:
@@ -283,13 +271,9 @@ def _inside(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _texture(dice: _Dice, right: np.ndarray, down: np.ndarray, radius: int) -> np.ndarray:
-    """Draw how much of the second colour, 0 to 256, each pixel has.
+    """Draw how much of the second colour, 0 to 256, each pixel of a surface has.
 
-    Args:
-        dice (_Dice): Where the randomness comes from.
-        right (np.ndarray): Distances from the left end in half pixels.
-        down (np.ndarray): Distances from the upper end in half pixels.
-        radius (int): Half of the width of the surface in pixels.
+    ``right`` and ``down`` are the distances from its left and upper end, in half pixels.
     """
     cosine, sine, unit = dice.direction()
     across = (right * cosine + down * sine) // unit

@@ -14,7 +14,7 @@ import numpy as np
 from mmengine.logging import print_log
 
 from ..errors import naming
-from .scenes import CLASSES, Scene, draw_portrait, draw_scene
+from .scenes import CLASSES, draw_portrait, draw_scene
 
 # raised whenever the same parameters come to mean other pixels or labels
 VERSION = 1
@@ -51,9 +51,6 @@ def ensure_shapes(
         val (int, optional): Number of validation pictures. Defaults to None, the layout's.
         size (int, optional): Longer side in pixels, at least 32. Defaults to None, the layout's.
         seed (int, optional): Seed, 0 to 2**32 - 1. Defaults to None, the layout's.
-
-    Returns:
-        Path: The folder.
 
     Raises:
         ValueError: A parameter is out of its range.
@@ -174,15 +171,10 @@ def _write_ade20k(root: Path, stamp: dict) -> None:
             scene = draw_scene(stamp['seed'], number, index, stamp['size'])
             name = f'{split}_{index:05d}.png'
             _write(root / 'images' / folder / name, _encode_png(scene.image))
-            _write(root / 'annotations' / folder / name, _encode_png(_label_map(scene)))
-
-
-def _label_map(scene: Scene) -> np.ndarray:
-    labels = np.ones(scene.lines.shape, np.uint8)
-    labels[scene.lines] = 0
-    for instance in scene.instances:
-        labels[instance.mask] = instance.label + 2
-    return labels
+            labels = np.where(scene.lines, 0, 1)
+            for instance in scene.instances:
+                labels[instance.mask] = instance.label + 2
+            _write(root / 'annotations' / folder / name, _encode_png(labels.astype(np.uint8)))
 
 
 def _write_folder(root: Path, stamp: dict) -> None:

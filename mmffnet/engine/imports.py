@@ -1,8 +1,6 @@
 """Start a tool without importing the packages that its config does not need."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -31,18 +29,12 @@ def import_models(cfg: Config) -> None:
     text = repr(cfg.to_dict())
     needed = {scope, *(package for package in SCOPES if package in text)}
     needed |= {package for name, package in _NEED.items() if name in text}
-    with _hidden(set(SCOPES) - needed):
-        import_module(f'{scope}.models')
-
-
-@contextmanager
-def _hidden(packages: set[str]) -> Iterator[None]:
-    """Let imports of packages fail as if they were not installed, unless they were imported."""
-    packages = packages - sys.modules.keys()
-    for package in packages:
+    # imports of these fail as if they were not installed
+    hidden = set(SCOPES) - needed - sys.modules.keys()
+    for package in hidden:
         sys.modules[package] = None  # type: ignore[assignment]
     try:
-        yield
+        import_module(f'{scope}.models')
     finally:
-        for package in packages:
+        for package in hidden:
             del sys.modules[package]

@@ -40,11 +40,7 @@ class _Batch(list):
 class _Batches:
     """A batch sampler that knows which iteration of the training each batch belongs to.
 
-    Args:
-        batch_sampler (BatchSampler): What yields the batches.
-        loop (BaseLoop): The training loop.
-        seed (int): Seed of the training.
-        endless (bool): Whether to start again at the end, as loops over iterations need it.
+    If ``endless``, it starts again at the end, as loops over iterations need it.
     """
 
     def __init__(self, batch_sampler: Any, loop: Any, seed: int, endless: bool) -> None:

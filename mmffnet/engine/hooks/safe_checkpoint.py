@@ -21,6 +21,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 from ...checkpoint import atomic_write
+from ...errors import shorten
 from ...registry import HOOKS
 from ..resume import settle_resume
 
@@ -284,8 +285,7 @@ def _refuse_non_finite(runner: Runner, iteration: int) -> None:
     all_reduce(somewhere, 'max')  # one alone that refuses would leave the others waiting
     if somewhere:
         texts = [
-            f'{len(names)} {kind} are not finite ({", ".join(names[:3])}'
-            f'{", ..." if names[3:] else ""})'
+            f'{len(names)} {kind} are not finite ({shorten(names, 3)})'
             for kind, names in non_finite.items()
         ]
         raise FloatingPointError(
