@@ -235,7 +235,7 @@ def test_reader_that_has_enough(tmp_path):
     """As in `mmffnet configs | head -1`."""
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, '-m', 'mmffnet_cli', 'configs']
+    command = [sys.executable, '-m', 'mmffnet', 'configs']
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
     with os.fdopen(writing, 'wb') as pipe:
         done = subprocess.run(
