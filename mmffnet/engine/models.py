@@ -3,8 +3,7 @@
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -22,11 +21,9 @@ from ..visualization import Legend
 from .runner import innermost_dataset
 
 
-@contextmanager
-def scope_of(cfg: Config) -> Iterator[None]:
-    """Looks names up in the package that a config is for."""
-    with DefaultScope.overwrite_default_scope(find_scope(cfg) or 'mmengine'):
-        yield
+def scope_of(cfg: Config) -> AbstractContextManager:
+    """Within it, names are looked up in the package that a config is for."""
+    return DefaultScope.overwrite_default_scope(find_scope(cfg) or 'mmengine')
 
 
 def build_model(cfg: Config, device: str = 'cpu') -> Any:

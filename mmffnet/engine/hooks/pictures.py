@@ -25,8 +25,6 @@ class SegPicturesHook(Hook):
             as the pictures.
     """
 
-    priority = 'NORMAL'
-
     def __init__(self, out_dir: str) -> None:
         self.out_dir = Path(out_dir)
 
