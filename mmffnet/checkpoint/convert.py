@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..errors import shorten
 from ..version import __version__
-from .files import save_atomically
-from .load import describe_place, find_state_dict
+from .files import refuse_existing, save_atomically
+from .load import describe_places, find_state_dict
 from .names import find_networks
 
 
@@ -61,22 +61,11 @@ def convert_names(state: dict[str, Tensor], to: str) -> OrderedDict[str, Tensor]
 def convert_file(
     source: str, target: str | os.PathLike, to: str, force: bool = False, use_ema: bool = False
 ) -> str:
-    """Converts a checkpoint file between official names and ours.
+    """Converts a checkpoint (a file, an URL or a short name) as :func:`convert_names` does.
 
-    Args:
-        source (str): A file, an URL or a short name.
-        target (str): The file to write.
-        to (str): ``'ours'`` or ``'official'``.
-        force (bool): Replace ``target`` if it exists. Defaults to False.
-        use_ema (bool): Take the moving average of the weights. Defaults to False.
-
-    Returns:
-        str: What was done, for people.
+    With ``use_ema`` it is the moving average of the weights. Returns what was done, for people.
     """
-    if Path(target).exists() and not force:
-        raise FileExistsError(
-            f'{target} exists already; give another name, or --force to replace it'
-        )
+    refuse_existing([Path(target)], force)
     raw = CheckpointLoader.load_checkpoint(str(source), 'cpu', logger='silent')
     state = find_state_dict(raw, f'checkpoint {source}', use_ema)
     try:
@@ -90,6 +79,4 @@ def convert_file(
         f'{target}: {len(converted)} tensors, {len(converted) - len(kept)} renamed to '
         f'{"our" if to == "ours" else to} names'
     )
-    return report + (
-        f', kept {", ".join(dict.fromkeys(map(describe_place, kept)))}' if kept else ''
-    )
+    return report + (f', kept {describe_places(kept)}' if kept else '')

@@ -10,7 +10,7 @@ import re
 import secrets
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,20 +58,14 @@ def _safe_globals() -> dict[str, Any]:
     return named
 
 
-@contextmanager
-def _allowed_globals() -> Iterator[None]:
-    """Allows :func:`_safe_globals` to torch's safe reader, as long as the context lasts."""
+def _torch_load(file: BinaryIO, map_location: Any) -> Any:
+    """Reads with torch's safe reader, which is allowed :func:`_safe_globals` meanwhile."""
     ours = [(value, name) for name, value in _safe_globals().items()]
     with _READING:
         # leaving torch's context takes away all that it names, a host's own allowance included
         there = torch.serialization.get_safe_globals()
         with torch.serialization.safe_globals([entry for entry in ours if entry not in there]):
-            yield
-
-
-def _torch_load(file: BinaryIO, map_location: Any) -> Any:
-    with _allowed_globals():
-        return torch.load(file, map_location=map_location, weights_only=True)
+            return torch.load(file, map_location=map_location, weights_only=True)
 
 
 def _open_checkpoint(path: Path) -> BinaryIO:
@@ -114,14 +108,11 @@ def read_checkpoint(path: Any, map_location: Any = 'cpu') -> Any:
         try:
             return _torch_load(file, map_location)
         except Exception as error:
-            explained = _explain(error, path)
-            if explained is None:
-                raise
-            raise explained from None
+            raise _explain(error, path) from None
 
 
-def _explain(error: Exception, path: Path) -> Exception | None:
-    """A clear error for a file that was refused or is damaged, None for any other trouble."""
+def _explain(error: Exception, path: Path) -> Exception:
+    """A clear error for a file that was refused or is damaged; any other comes back as it is."""
     text = str(error).split('WeightsUnpickler error:')[-1].strip() or type(error).__name__
     if isinstance(error, pickle.UnpicklingError):
         refused = re.search(
@@ -140,7 +131,7 @@ def _explain(error: Exception, path: Path) -> Exception | None:
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and not re.search(damage, text)
     ):
-        return None  # a device that is not there, for example
+        return error  # a device that is not there, for example
     reason = re.split(r'\. |\n', text)[0]
     with path.open('rb') as file:
         if file.read(64).lstrip().startswith(b'<'):
@@ -170,19 +161,10 @@ def load_from_storage(filename: str, map_location: Any = None, backend: str = 'p
 
 
 def download(url: str, folder: Any = None, progress: bool = True) -> Path:
-    """Download a file once, and return where it is.
+    """Download a file once, and return where it is: in torch.hub's folder, unless one is given.
 
     In distributed runs every rank must call it: rank 0 downloads, the others wait, and download
     for themselves only if they do not share its disk.
-
-    Args:
-        url (str): An http(s) address.
-        folder (str | Path, optional): Where to keep the file; torch.hub's folder of checkpoints
-            if None. Defaults to None.
-        progress (bool): Whether to show a progress bar. Defaults to True.
-
-    Raises:
-        ConnectionError: If the address cannot be reached; says where to put the file by hand.
     """
     folder = Path(torch.hub.get_dir(), 'checkpoints') if folder is None else Path(folder)
     name = Path(unquote(urlparse(url).path)).name
@@ -220,15 +202,10 @@ def _fetch(url: str, path: Path, progress: bool) -> Path:
 def save_atomically(content: Any, path: str | os.PathLike, force: bool = False) -> None:
     """Writes a checkpoint that is either whole or not there.
 
-    Args:
-        content (Any): What to save.
-        path (str): Where. With the ending ``.safetensors``, ``state_dict`` and ``meta`` alone are
-            written.
-        force (bool): Replace a file that is there already. Defaults to False.
+    Into a file that ends in ``.safetensors``, ``state_dict`` and ``meta`` alone are written.
     """
     path = Path(path)
-    if path.exists() and not force:
-        raise FileExistsError(f'{path} exists already; give another name, or --force to replace it')
+    refuse_existing([path], force)
     with atomic_write(path) as file:
         if path.suffix == '.safetensors':
             file.write(dump_safetensors(content, path))
@@ -236,15 +213,21 @@ def save_atomically(content: Any, path: str | os.PathLike, force: bool = False) 
             torch.save(content, file)
 
 
+def refuse_existing(paths: Iterable[Path], force: bool) -> None:
+    """Raises FileExistsError for a file that is there, unless it may be replaced."""
+    for path in paths:
+        if path.exists() and not force:
+            raise FileExistsError(
+                f'{path} exists already; give another name, or --force to replace it'
+            )
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Opens a file for writing that appears under its name when it is complete, or not at all.
 
     What is written goes to ``.<name>.<random>.tmp`` beside it, which only a killed process leaves
-    behind; a file that was there before is replaced at the end.
-
-    Args:
-        path (str): The file; its folder is made if need be.
+    behind; a file that was there before is replaced at the end. Its folder is made if need be.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as unfinished, unfinished.open('xb') as file:

@@ -32,15 +32,6 @@ def fetch(address: str) -> Path:
     """Download a file from the hub, unless it is in the cache, and return where it is.
 
     In distributed runs every rank must call it.
-
-    Args:
-        address (str): ``hf://owner/name/path/to/file``, with ``@revision`` behind the name for
-            another revision than the main branch.
-
-    Raises:
-        FileNotFoundError: If there is no such repository, revision or file.
-        PermissionError: If the repository is closed to this user.
-        ConnectionError: If the hub cannot be reached and the file is not in the cache.
     """
     found = _ADDRESS.fullmatch(address)
     if found is None:

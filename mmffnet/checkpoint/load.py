@@ -2,7 +2,7 @@
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mmengine.logging import print_log
@@ -39,20 +39,10 @@ def _load_official(filename: str, map_location: Any = None) -> dict:
 
 
 def translate_state_dict(network: nn.Module, state_dict: dict, prefix: str, names: NameMap) -> None:
-    """Makes a network's part of a state dict loadable, in place, while it is being loaded.
+    """Makes a network's part of a whole model's state loadable, in place, while it is being loaded.
 
-    Official names become ours, tensors that differ by axes of size 1 alone get our shape, and what
-    cannot fit is refused.
-
-    Args:
-        network (nn.Module): The backbone or head.
-        state_dict (dict): State of the whole model.
-        prefix (str): Where the network is in it.
-        names (NameMap): Its names.
-
-    Raises:
-        ValueError: If the state is that of another variant, or of a re-parameterised network
-            while this one is not.
+    Official names become ours, tensors that differ by axes of size 1 alone get our shape. The state
+    of another variant, or of a re-parameterised network while this one is not, is refused.
     """
     own = network.state_dict()
     rename: Callable[[str], str] = str
@@ -214,7 +204,7 @@ def load_pretrained(
         ('new, not in the checkpoint', sorted(set(result.missing_keys) - set(missing))),
     ):
         if keys:
-            report += f'; {what}: {", ".join(dict.fromkeys(describe_place(k) for k in keys))}'
+            report += f'; {what}: {describe_places(keys)}'
     print_log(report, logger='current')
     if problems:
         print_log(f'{where}: {"; ".join(problems)}', logger='current', level=30)
@@ -232,9 +222,6 @@ def load_strict(model: nn.Module, raw: Any, where: str, part: str = '') -> list[
 
     Returns:
         list[str]: Names in the checkpoint that the model does not have.
-
-    Raises:
-        ValueError: If it does not fit.
     """
     state = find_state_dict(raw, where)
     tensors = {
@@ -279,14 +266,13 @@ def _guess(state: dict[str, Tensor]) -> str:
 
 
 def find_state_dict(raw: Any, where: str, use_ema: bool = False) -> OrderedDict[str, Tensor]:
-    """Takes the weights out of a checkpoint, however it is made.
+    """Takes the weights, or their moving average, out of what a file holds, however it is made.
 
-    Args:
-        raw (Any): What the file holds.
-        where (str): Names the file in errors.
-        use_ema (bool): Take the moving average of the weights. Defaults to False.
+    ``where`` names the file in errors.
     """
-    entries = ('state_dict_ema', 'model_ema') if use_ema else _ENTRIES
+    entries = ['state_dict', 'model', 'state_dict_ema']
+    if use_ema:
+        entries = ['state_dict_ema', 'model_ema']
     state = raw
     if isinstance(raw, dict) and not all(isinstance(v, Tensor) for v in raw.values()):
         found = next((e for e in entries if isinstance(raw.get(e), dict)), None)
@@ -304,15 +290,14 @@ def find_state_dict(raw: Any, where: str, use_ema: bool = False) -> OrderedDict[
     return OrderedDict((re.sub(r'^(module\.|_orig_mod\.)+', '', k), v) for k, v in state.items())
 
 
-_ENTRIES = ('state_dict', 'model', 'state_dict_ema')
-
-
 def _has_backbone(state: dict, prefix: str, model: nn.Module) -> bool:
     names = getattr(model, 'official_names', None)
     starts = (names.our_start, names.official_start) if names else ('stem.', 'patch_embed.')
     return any(k.startswith(tuple(prefix + start for start in starts)) for k in state)
 
 
-def describe_place(key: str) -> str:
-    parts = key.split('.')
-    return '.'.join(parts[: 2 if parts[0] == 'stages' else 1]) + '.*'
+def describe_places(keys: Iterable[str]) -> str:
+    """The modules that parameters are in, such as ``stem.*, stages.2.*``."""
+    parts = (key.split('.') for key in keys)
+    places = ('.'.join(p[:2] if p[0] == 'stages' else p[:1]) for p in parts)
+    return ', '.join(f'{place}.*' for place in dict.fromkeys(places))

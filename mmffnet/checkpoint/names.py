@@ -121,14 +121,10 @@ class OfficialFile:
     Args:
         url (str): Its address, or that of the page to get it from by hand.
         by_hand (bool): Whether no program can download it. Defaults to False.
-        size (int, optional): Its bytes, if known. Defaults to None.
-        sha256 (str, optional): Its checksum, if known. Defaults to None.
     """
 
     url: str
     by_hand: bool = False
-    size: int | None = None
-    sha256: str | None = None
 
 
 #: Official checkpoints by short name (``mmffnet://ffnet2-distilled``)
@@ -143,13 +139,9 @@ def add_family(
     weights: Mapping[str, OfficialFile],
     own_weights: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
-    """Makes a family's names and files known.
+    """Makes a family's names known, and its official files and those of the package.
 
-    Args:
-        *names (NameMap): The names of its networks.
-        weights (dict[str, OfficialFile]): Its official checkpoints by short name,
-            ``<family>-<arch>...``.
-        own_weights (dict[str, Path]): Those that come with the package. Defaults to {}.
+    Short names of files are ``<family>-<arch>...``.
     """
     known = {*OFFICIAL_WEIGHTS, *OWN_WEIGHTS}
     if twice := sorted(known.intersection([*weights, *own_weights])):
@@ -160,15 +152,7 @@ def add_family(
 
 
 def find_networks(keys: Iterable[str], official: bool) -> dict[str, NameMap]:
-    """Finds the networks in the names of a whole model.
-
-    Args:
-        keys (Iterable[str]): Names of parameters.
-        official (bool): Whether to look for official names, or for ours.
-
-    Returns:
-        dict[str, NameMap]: Names of each network by its prefix.
-    """
+    """Finds the networks in the parameters of a whole model: the names of each by its prefix."""
     keys = list(keys)
     found: dict[str, NameMap] = {}
     # a root may be a part of another's, which comes first therefore

@@ -11,15 +11,7 @@ from ..errors import DamagedCheckpointError, import_package
 
 
 def read_safetensors(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
-    """Reads a file of safetensors.
-
-    Args:
-        path (Path): The file.
-        map_location (optional): The device. Defaults to 'cpu'.
-
-    Returns:
-        dict: ``state_dict`` and ``meta`` if the file has our metadata, the tensors otherwise.
-    """
+    """Reads ``state_dict`` and ``meta`` if the file has our metadata, the tensors otherwise."""
     library: Any = import_package('safetensors', str(path))
     try:
         with library.safe_open(path, framework='pt') as file:
@@ -35,16 +27,10 @@ def read_safetensors(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
 
 
 def dump_safetensors(content: dict[str, Any], path: Path) -> bytes:
-    """Makes the content of a file of safetensors.
+    """Makes a file's content of ``state_dict`` and ``meta``, or of tensors alone.
 
-    Of metadata, arrays become lists and what JSON does not know becomes text.
-
-    Args:
-        content (dict): ``state_dict`` and ``meta``, or tensors alone.
-        path (Path): Names the file in errors.
-
-    Raises:
-        ValueError: If something in the state is no tensor that such a file can hold.
+    Of metadata, arrays become lists and what JSON does not know becomes text. ``path`` names the
+    file in errors.
     """
     library: Any = import_package('safetensors.torch', str(path))
     tensors: dict[str, torch.Tensor] = {}
