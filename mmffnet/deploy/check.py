@@ -1,7 +1,7 @@
 """What the original model makes of pictures, and how far an exported one is from it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import cv2
 import mmcv
 import numpy as np
 import torch
+from mmengine.config import ConfigDict
 from torch.nn.utils.rnn import pad_sequence
 
 from .runtimes import paste_masks, resize
@@ -39,19 +40,10 @@ def draw_pictures(number: int, height: int, width: int) -> np.ndarray:
 def read_pictures(
     folder: str, resizing: Sequence[dict[str, Any]], size: Sequence[int] | None, most: int
 ) -> list[np.ndarray]:
-    """Reads pictures, resized as the config's test pipeline does.
+    """Reads at most so many pictures of a folder, in equal steps.
 
-    Args:
-        folder (str): Where they are.
-        resizing (Sequence[dict]): The steps of the pipeline that change the size.
-        size (Sequence[int], optional): Height and width that they get after that.
-        most (int): So many are taken at most, in equal steps.
-
-    Returns:
-        list[np.ndarray]: (3, H, W) float32, R, G, B, 0 to 255.
-
-    Raises:
-        ValueError: If there are none, or one cannot be read.
+    They are resized by the steps of a test pipeline, and then to a size (height, width), if there
+    is one, and come as (3, H, W) float32, R, G, B, 0 to 255.
     """
     files = (p for p in sorted(Path(folder).rglob('*')) if p.is_file())
     paths = [str(p) for p in files if cv2.haveImageReader(str(p))]
@@ -82,18 +74,16 @@ def predict(model: Any, task: str, images: np.ndarray) -> dict[str, np.ndarray]:
 
     Everything that mmdet, mmseg and mmpretrain do themselves is theirs here. Masks are bool and
     have the size of the pictures.
-
-    Args:
-        model (nn.Module): As the config builds it, in eval mode.
-        task (str): One of ``runtimes.TASKS``.
-        images (np.ndarray): As :class:`~mmffnet.deploy.runtimes.Exported` takes them.
     """
     if task == 'features':
         return _features(model, images)
+    if task == 'segmentation':
+        # also those of sliding windows take the picture as a whole, as exported ones do
+        model = copy.copy(model)
+        model.test_cfg = ConfigDict(model.test_cfg or {}, mode='whole')
     pictures = [torch.from_numpy(image[::-1].copy()) for image in images]  # read as B, G, R
     samples = [_sample(task, image.shape[1:]) for image in images]
-    with _whole(model):
-        results = model.test_step(dict(inputs=pictures, data_samples=samples))
+    results = model.test_step(dict(inputs=pictures, data_samples=samples))
     if task == 'classification':
         return dict(scores=torch.stack([r.pred_score for r in results]).numpy())
     if task == 'segmentation':
@@ -106,20 +96,6 @@ def predict(model: Any, task: str, images: np.ndarray) -> dict[str, np.ndarray]:
 
     out = dict(boxes=padded('bboxes'), scores=padded('scores'), labels=padded('labels', -1))
     return dict(out, masks=padded('masks')) if 'masks' in found[0] else out
-
-
-@contextmanager
-def _whole(model: Any) -> Iterator[None]:
-    """Segmentors of sliding windows take the picture as a whole, as exported ones do."""
-    cfg = getattr(model, 'test_cfg', None)
-    if not cfg or cfg.get('mode') != 'slide':
-        yield
-        return
-    model.test_cfg = type(cfg)(cfg, mode='whole')
-    try:
-        yield
-    finally:
-        model.test_cfg = cfg
 
 
 def _features(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -155,16 +131,10 @@ def _sample(task: str, shape: Any) -> Any:
 def deviations(
     expected: dict[str, np.ndarray], got: dict[str, np.ndarray], task: str
 ) -> dict[str, float]:
-    """How far results are from the expected ones.
+    """How far an exported model's results are from those of :func:`predict`.
 
-    Args:
-        expected (dict): From :func:`predict`.
-        got (dict): From an exported model, for the same pictures.
-        task (str): One of ``runtimes.TASKS``.
-
-    Returns:
-        dict[str, float]: By the names of :data:`TOLERANCES`, and for detections by those of
-        :data:`COUNTERPART`, too. Infinite where shapes differ.
+    By the names of :data:`TOLERANCES`, and for detections by those of :data:`COUNTERPART`, too.
+    Infinite where shapes differ.
     """
     if task == 'detection':
         return _compare_detections(expected, got)

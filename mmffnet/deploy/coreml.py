@@ -23,13 +23,7 @@ TOLERANCE = 2e-3
 
 
 def write_coreml(module: nn.Module, path: Path, meta: dict[str, Any]) -> None:
-    """Writes an mlprogram that takes a picture (an image, not an array) and computes in float16.
-
-    Args:
-        module (nn.Module): Pictures to a tuple of tensors.
-        path (Path): The ``.mlpackage`` to write.
-        meta (dict): Its metadata; batch, height and width must be given.
-    """
+    """Writes an mlprogram that takes a picture (an image, not an array) and computes in float16."""
     ct = import_package('coremltools')
     shape = (meta['batch'], 3, meta['height'], meta['width'])
     images = torch.from_numpy(draw_pictures(shape[0], *shape[2:]))
@@ -90,20 +84,10 @@ def _check_program(program: ExportedProgram, module: nn.Module, images: Tensor) 
                 raise RuntimeError(f'its graph deviates by {deviation:.1e} from the model')
 
 
-def check_coreml(module: nn.Module, path: Path, meta: dict[str, Any]) -> dict[str, float]:
-    """Reads a package and compares it with the module that it was made of.
+def check_coreml(module: nn.Module, path: Path, meta: dict[str, Any]) -> float:
+    """Compares a package's inputs, outputs, metadata and weights with those of its module.
 
-    Args:
-        module (nn.Module): The module.
-        path (Path): The package.
-        meta (dict): Its metadata.
-
-    Returns:
-        dict[str, float]: ``weights``, the largest deviation of a weight.
-
-    Raises:
-        RuntimeError: If inputs, outputs or metadata are not as they should be, or a weight is
-            missing.
+    Returns the largest deviation of a weight.
     """
     ct = import_package('coremltools')
     model = ct.models.MLModel(str(path), skip_model_load=True)
@@ -125,15 +109,9 @@ def check_coreml(module: nn.Module, path: Path, meta: dict[str, Any]) -> dict[st
     given_shapes = [list(output.type.multiArrayType.shape) for output in description.output]
     if given_shapes != shapes:
         raise RuntimeError(f'the package gives shapes {given_shapes} instead of {shapes}')
-    return dict(weights=_compare_weights(module, _weights(model)))
-
-
-def _weights(model: Any) -> list[np.ndarray]:
-    from coremltools.optimize.coreml import get_weights_metadata
-
     with quiet():
-        found = get_weights_metadata(model, weight_threshold=1)
-    return [np.asarray(one.val, np.float64) for one in found.values()]
+        weights = ct.optimize.coreml.get_weights_metadata(model, weight_threshold=1)
+    return _compare_weights(module, [np.asarray(w.val, np.float64) for w in weights.values()])
 
 
 def _compare_weights(module: nn.Module, found: list[np.ndarray]) -> float:

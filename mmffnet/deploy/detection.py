@@ -20,11 +20,7 @@ _EMPTY = -1.0  # the score of a place without a candidate
 
 
 class DenseBoxes(nn.Module):
-    """Candidates of an anchor head: the best of every level, decoded.
-
-    Args:
-        head (nn.Module): mmdet's ``RetinaHead`` or ``RPNHead``.
-    """
+    """Candidates of mmdet's ``RetinaHead`` or ``RPNHead``: the best of every level, decoded."""
 
     strides: list[tuple[int, int]]
 
@@ -75,11 +71,7 @@ class DenseBoxes(nn.Module):
 
 
 class BoxCoder(nn.Module):
-    """What mmdet's ``DeltaXYWHBBoxCoder`` decodes.
-
-    Args:
-        coder (Any): The coder of mmdet.
-    """
+    """What mmdet's ``DeltaXYWHBBoxCoder`` decodes."""
 
     means: Tensor
     stds: Tensor
@@ -138,11 +130,7 @@ def select(
 
 
 class Detector(Plain):
-    """Base of detectors: the end of all, and what they have in common.
-
-    Args:
-        model (nn.Module): mmdet's detector.
-    """
+    """Base of detectors: the end of all, and what they have in common."""
 
     task = 'detection'
 
@@ -163,11 +151,7 @@ class Detector(Plain):
 
 
 class SingleStage(Detector):
-    """RetinaNet.
-
-    Args:
-        model (nn.Module): mmdet's ``RetinaNet``.
-    """
+    """mmdet's ``RetinaNet``."""
 
     def __init__(self, model: Any):
         super().__init__(model)
@@ -185,11 +169,7 @@ class SingleStage(Detector):
 
 
 class TwoStage(Detector):
-    """Faster R-CNN and Mask R-CNN.
-
-    Args:
-        model (nn.Module): mmdet's ``FasterRCNN`` or ``MaskRCNN``.
-    """
+    """mmdet's ``FasterRCNN`` and ``MaskRCNN``."""
 
     def __init__(self, model: Any):
         super().__init__(model)
@@ -248,11 +228,7 @@ class TwoStage(Detector):
 
 
 class RoIAlign(nn.Module):
-    """The maps of boxes, each from the level that suits its size.
-
-    Args:
-        extractor (nn.Module): mmdet's ``SingleRoIExtractor``.
-    """
+    """The maps of boxes, each from the level that suits its size: a ``SingleRoIExtractor``."""
 
     def __init__(self, extractor: Any):
         super().__init__()
@@ -284,11 +260,7 @@ class RoIAlign(nn.Module):
 
 
 def wrap_detector(model: Any) -> Detector:
-    """Makes the module that is exported of one of mmdet's detectors.
-
-    Raises:
-        ValueError: If it is of a kind that cannot be exported.
-    """
+    """Makes the module that is exported of one of mmdet's detectors."""
     if hasattr(model, 'roi_head') and hasattr(model, 'rpn_head'):
         return TwoStage(model)
     head = getattr(model, 'bbox_head', None)

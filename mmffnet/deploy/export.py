@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from mmffnet_cli import FORMATS
 
 from .. import __version__
+from ..checkpoint.files import refuse_existing
 from ..config_types import type_name
 from ..engine.models import find_legend, load_model
 from ..engine.runner import innermost_dataset
 from .check import TOLERANCES, deviations, draw_pictures, in_batches, predict, read_pictures
 from .coreml import check_coreml
 from .formats import MIN_SIZE, write, write_int8
-from .reparameterize import refuse_existing
 from .runtimes import load_exported
 from .wrap import wrap
 
@@ -39,14 +39,7 @@ _MOST_COMPARED = 8
 
 @dataclass(frozen=True)
 class Report:
-    """What was exported.
-
-    Args:
-        path (Path): The file.
-        meta (dict): Its metadata.
-        deviations (dict[str, float]): The largest ones that were found, by what deviates.
-        notes (list[str]): What else there is to know.
-    """
+    """What was exported, with the largest deviations that were found, by what deviates."""
 
     path: Path
     meta: dict[str, Any]
@@ -92,12 +85,6 @@ def export_config(
         pictures (str, optional): A folder of pictures on which the file is compared. Defaults to
             None: synthetic ones, or those of the calibration.
         backbone, batch, size, force: As for :func:`export_model`.
-
-    Raises:
-        ValueError: If the model cannot be exported so, or the checkpoint does not fit.
-        FileExistsError: If ``target`` exists.
-        ImportError: If a package that the format needs is not installed.
-        RuntimeError: If the format cannot take the model, or the file deviates from PyTorch.
     """
     name = Path(cfg.filename or 'model').stem
     target = Path(target or f'{name}{FORMATS[format].suffix}')
@@ -187,7 +174,7 @@ def export_model(
         else:
             write(module, path, format, meta)
         if format == 'coreml':
-            found = check_coreml(module, path, meta)
+            found = dict(weights=check_coreml(module, path, meta))
             notes += [
                 'note: CoreML runs on Apple systems alone; inputs, outputs and weights were '
                 'compared, its results were not'
@@ -206,12 +193,8 @@ def export_model(
 def export_module(model: nn.Module, path: str | os.PathLike, shape: Sequence[int]) -> Path:
     """Exports any module for inputs of one shape, without a comparison: to be measured.
 
-    What is not a model of this kind, such as a network of timm, gets its input as it is.
-
-    Args:
-        model (nn.Module): The module.
-        path (str): The file to write; its ending tells the format.
-        shape (Sequence[int]): (N, 3, H, W).
+    The ending of the file tells the format, the shape is (N, 3, H, W). What is not a model of this
+    kind, such as a network of timm, gets its input as it is.
     """
     path = Path(path)
     format = next(name for name, f in FORMATS.items() if f.suffix == path.suffix)
@@ -303,11 +286,7 @@ def _meta(
 def _compare(
     model: nn.Module, task: str, path: Path, pictures: Sequence[np.ndarray] | None
 ) -> dict[str, float]:
-    """The largest deviations from the original model.
-
-    Raises:
-        RuntimeError: If one of them is over its tolerance, or there is nothing to compare.
-    """
+    """The largest deviations from the original model, none of them over its tolerance."""
     exported = load_exported(path)
     meta = exported.meta
     tolerances = TOLERANCES[meta['precision']]
@@ -349,8 +328,7 @@ def _check_pictures(
 def _resizing(cfg: Config) -> list[dict[str, Any]]:
     steps = innermost_dataset(cfg, 'test').get('pipeline') or []
     found = [dict(s, type=type_name(s.get('type'))) for s in steps]
-    found = [s for s in found if s['type'] in _RESIZING]
-    return [s for s in found if s.get('scale_factor') != 1.0]
+    return [s for s in found if s['type'] in _RESIZING and s.get('scale_factor') != 1.0]
 
 
 def natural_size(cfg: Config) -> tuple[int, int] | None:

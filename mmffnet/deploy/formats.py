@@ -2,8 +2,9 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..errors import import_package
+from ..errors import describe_error, import_package
 from .check import in_batches
 from .coreml import write_coreml
 from .runtimes import META_KEY, quiet
@@ -22,17 +23,10 @@ MIN_SIZE = 33
 
 
 def write(module: nn.Module, path: Path, format: str, meta: dict[str, Any]) -> None:
-    """Writes a module that takes one array of pictures.
+    """Writes a module in eval mode that makes a tuple of tensors of pictures (N, 3, H, W).
 
-    Args:
-        module (nn.Module): Pictures (N, 3, H, W) to a tuple of tensors; in eval mode.
-        path (Path): The file to write; OpenVINO's weights go to the same name ending in ``.bin``.
-        format (str): A key of :data:`mmffnet_cli.FORMATS`.
-        meta (dict): As :class:`~mmffnet.deploy.runtimes.Exported` describes it.
-
-    Raises:
-        ImportError: If a package that writes the format is not installed.
-        RuntimeError: If the module cannot be written in this format.
+    OpenVINO's weights go to the same name ending in ``.bin``. :class:`~.runtimes.Exported`
+    describes the metadata.
     """
     try:
         with quiet():
@@ -40,13 +34,10 @@ def write(module: nn.Module, path: Path, format: str, meta: dict[str, Any]) -> N
     except ImportError:
         raise
     except Exception as error:  # exporters and converters raise all kinds
-        cause: BaseException = error
-        while cause.__cause__ is not None:  # exporters wrap what went wrong
+        cause = error
+        while isinstance(cause.__cause__, Exception):  # exporters wrap what went wrong
             cause = cause.__cause__
-        reason = next((line for line in str(cause).splitlines() if line.strip()), '')
-        raise RuntimeError(
-            f'{format} cannot take this model: {type(cause).__name__}: {reason.strip()[:300]}'
-        ) from error
+        raise RuntimeError(f'{format} cannot take this model: {describe_error(cause)}') from error
 
 
 def example(meta: dict[str, Any]) -> Tensor:
@@ -128,18 +119,8 @@ def write_int8(
 ) -> None:
     """Writes a module with its convolutions and matrix products in int8.
 
-    ONNX Runtime's static quantisation, a scale for every channel of the weights; OpenVINO reads
-    the same graph.
-
-    Args:
-        module (nn.Module): Pictures to a tuple of tensors.
-        path (Path): The file to write.
-        format (str): ``'onnx'`` or ``'openvino'``.
-        meta (dict): Its metadata.
-        pictures (Sequence[np.ndarray]): (3, H, W), R, G, B, 0 to 255.
-
-    Raises:
-        ValueError: If format or task have no int8.
+    ONNX Runtime's static quantisation, a scale for every channel of the weights, calibrated on
+    pictures (3, H, W), R, G, B, 0 to 255; OpenVINO reads the same graph.
     """
     if format not in ('onnx', 'openvino') or meta['task'] == 'detection':
         raise ValueError(
@@ -148,6 +129,9 @@ def write_int8(
     import_package('onnxruntime')
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
+    (name,) = meta['inputs']
+    inputs = ({name: images} for images in in_batches(pictures, meta['batch']))
+    reader = SimpleNamespace(get_next=lambda: next(inputs, None))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         source, target = Path(folder, 'float32.onnx'), Path(folder, 'int8.onnx')
         write(module, source, 'onnx', meta)
@@ -155,7 +139,7 @@ def write_int8(
             quantize_static(
                 source,
                 target,
-                _Reader(meta, pictures),
+                reader,
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=['Conv', 'MatMul', 'Gemm'],
                 per_channel=True,
@@ -166,14 +150,3 @@ def write_int8(
             _onnx_to_openvino(target, path, meta)
         else:
             target.replace(path)
-
-
-class _Reader:
-    """Hands over one picture after the other, as onnxruntime wants to have them."""
-
-    def __init__(self, meta: dict[str, Any], pictures: Sequence[np.ndarray]):
-        (name,) = meta['inputs']
-        self.rest: Iterator = ({name: images} for images in in_batches(pictures, meta['batch']))
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self.rest, None)

@@ -13,14 +13,10 @@ from ..models import reparameterize
 class Plain(nn.Module):
     """Base of the modules that are exported; re-parameterised, in eval mode, on the CPU.
 
-    Takes pictures as (N, 3, H, W) float32, R, G, B, 0 to 255.
-
-    Args:
-        model (nn.Module): A model with a ``data_preprocessor``, or a backbone, which then gets
-            pictures as they are. Left as it is.
+    Takes pictures as (N, 3, H, W) float32, R, G, B, 0 to 255. A model without a
+    ``data_preprocessor``, which is a backbone, gets them as they are.
     """
 
-    #: One of ``runtimes.TASKS``
     task: str
     #: Detections below it are not given
     score_threshold: float | None = None
@@ -75,11 +71,7 @@ def exportable(module: nn.Module | None) -> Any:
 
 
 class AdaptivePool(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` as two matrix products, for which the size may be unknown.
-
-    Args:
-        output_size (int | tuple): As in ``nn.AdaptiveAvgPool2d``.
-    """
+    """``nn.AdaptiveAvgPool2d`` as two matrix products, for which the size may be unknown."""
 
     def __init__(self, output_size: Any):
         super().__init__()

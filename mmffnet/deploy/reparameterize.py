@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from mmengine.config import Config, ConfigDict
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..checkpoint import save_atomically
+from ..checkpoint.files import refuse_existing, save_atomically
 from ..engine.models import load_model
 from ..models import reparameterize
 
@@ -23,16 +23,9 @@ def reparameterize_file(
 ) -> str:
     """Re-parameterises a trained model and writes its checkpoint and its config.
 
-    Nothing is written if the outputs on random data differ from those of the original model.
-
-    Args:
-        cfg (Config): Config of the trained model.
-        checkpoint (str): Its weights: a file, an URL or a short name.
-        target (str): The checkpoint to write; the config gets its name and the ending ``.py``.
-        force (bool): Replace files that are there already. Defaults to False.
-
-    Returns:
-        str: What was done, for people.
+    The config gets the name of the checkpoint ``target`` and the ending ``.py``. Nothing is written
+    if the outputs on random data differ from those of the original model. Returns what was done,
+    for people.
     """
     target = Path(target)
     config = target.with_suffix('.py')
@@ -77,23 +70,14 @@ def reparameterize_file(
     )
 
 
-def refuse_existing(paths: Iterable[Path], force: bool) -> None:
-    """Raises FileExistsError for a file that is there, unless it may be replaced."""
-    for path in paths:
-        if path.exists() and not force:
-            raise FileExistsError(
-                f'{path} exists already; give another name, or --force to replace it'
-            )
-
-
 @torch.no_grad()
-def compare(reference: nn.Module, other: nn.Module, size: tuple[int, int] = (128, 160)) -> float:
+def compare(reference: nn.Module, other: nn.Module) -> float:
     """Returns the deviation of two models' outputs on random data.
 
     The models are in float64: then even what a detector selects by score is the same on both sides.
     """
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, 3, *size, generator=generator, dtype=torch.float64)
+    image = torch.randn(1, 3, 128, 160, generator=generator, dtype=torch.float64)
     expected, outs = (run_tensors(model, image) for model in (reference, other))
     if expected and not any(tensor.any() for tensor in expected):
         raise RuntimeError('the model gives nothing but zeros on random data: nothing to compare')

@@ -30,8 +30,6 @@ with suppress(ImportError):
 
 #: The name of the metadata in every format
 META_KEY = 'mmffnet'
-#: What an exported model can be asked for
-TASKS = ('features', 'classification', 'segmentation', 'detection')
 
 #: Loggers of exporters and converters
 _TALKATIVE = ('coremltools', 'onnxscript', 'onnx_ir', 'torch.onnx', 'torch.export')
@@ -69,7 +67,7 @@ class Exported:
         path (str | Path): The file.
         meta (dict): What the file says about itself. All keys are always there:
 
-            - **task** (str): One of :data:`TASKS`.
+            - **task** (str): One of the table above.
             - **classes** (list[str] or None): Their names, by label; None if unknown.
             - **palette** (list[list[int]] or None): A colour (R, G, B) for every class.
             - **batch** (int or None): Pictures per call; None for any number.

@@ -76,15 +76,7 @@ class Segmentor(Plain):
 
 
 def wrap(model: Any, backbone: bool = False) -> Plain:
-    """Makes the module that is exported.
-
-    Args:
-        model (nn.Module): What a config builds: a detector, segmentor, classifier or backbone.
-        backbone (bool): Take nothing but the model's backbone. Defaults to False.
-
-    Raises:
-        ValueError: If models of this kind cannot be exported.
-    """
+    """Makes the module that is exported of what a config builds, or of its backbone alone."""
     if backbone or not hasattr(model, 'backbone'):
         if not hasattr(getattr(model, 'backbone', model), 'out_indices'):
             raise ValueError(f'{type(model).__name__} has no backbone with out_indices to export')
