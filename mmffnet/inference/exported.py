@@ -11,7 +11,7 @@ from mmffnet.deploy import runtimes
 from mmffnet.errors import UsageError
 
 from ..visualization import Legend
-from .models import Arrays
+from .models import Arrays, OpenMMLabModel
 
 _GROUND = (104, 116, 124)  # about the mean of photographs: what is added where pictures are small
 
@@ -25,13 +25,6 @@ class ExportedModel:
 
     Pictures are resized as the config says, and what is found is given in their own pixels. Where
     the file takes pictures of one size only, they are made to fit into it.
-
-    Args:
-        path (str): The file.
-        device (str, optional): Where to run. Defaults to None, the CPU.
-
-    Raises:
-        UsageError: If the file cannot be used.
     """
 
     def __init__(self, path: str, device: str | None = None) -> None:
@@ -47,6 +40,7 @@ class ExportedModel:
         self.legend = Legend(meta['classes'] or (), meta['palette'] or ())
 
     def predict(self, pictures: Sequence[np.ndarray]) -> list[Arrays]:
+        """As :meth:`.OpenMMLabModel.predict`."""
         prepared = [self._prepare(picture) for picture in pictures]
         results: list[Arrays] = []
         number = self.exported.meta['batch']
@@ -84,10 +78,7 @@ class ExportedModel:
                 size = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
         else:
             wanted = (meta['min_size'], meta['min_size'])
-        height, width = picture.shape[:2]
-        below, right = max(0, wanted[0] - height), max(0, wanted[1] - width)
-        kind = cv2.BORDER_CONSTANT
-        padded = cv2.copyMakeBorder(picture, 0, below, 0, right, kind, value=_GROUND)
+        padded = mmcv.impad(picture, shape=wanted, pad_val=_GROUND)
         return padded[..., ::-1].transpose(2, 0, 1), size
 
     def _restore(self, found: Arrays, shape: Sequence[int], size: tuple[int, int]) -> Arrays:
@@ -104,6 +95,9 @@ class ExportedModel:
             limits = np.array([shape[1], shape[0]] * 2, np.float32)
             found['boxes'] = np.clip(found['boxes'] * scale, 0, limits)
             if 'masks' in found:
-                masks = (found['masks'], found['boxes'], shape[0], shape[1])
-                found['masks'] = runtimes.paste_masks(*masks)
+                masks, boxes = found['masks'], found['boxes']
+                found['masks'] = runtimes.paste_masks(masks, boxes, shape[0], shape[1])
         return found
+
+
+Model = OpenMMLabModel | ExportedModel

@@ -13,8 +13,8 @@ from mmffnet_cli import format_of
 
 from ..visualization import Legend
 from . import sources
-from .exported import ExportedModel, PredictionError
-from .models import Model, OpenMMLabModel
+from .exported import ExportedModel, Model, PredictionError
+from .models import OpenMMLabModel
 from .results import Classification, Detections, Result, ResultWriter, Segmentation
 from .sources import Picture, Source, Unreadable
 from .tiles import Tiling, predict_tiles
@@ -22,13 +22,7 @@ from .tiles import Tiling, predict_tiles
 
 @dataclass
 class Summary:
-    """What came of many pictures.
-
-    Args:
-        done (int): Pictures with results. Defaults to 0.
-        skipped (list[Unreadable]): What could not be read. Defaults to none.
-        interrupted (bool): Whether somebody stopped it. Defaults to False.
-    """
+    """What came of many pictures: how many have results, and whether somebody stopped it."""
 
     done: int = 0
     skipped: list[Unreadable] = field(default_factory=list)

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import groupby
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,30 +27,8 @@ from mmffnet.errors import UsageError
 from mmffnet.models import reparameterize
 
 from ..ops.depthwise_cpu import warn_of_bfloat16
-from ..visualization import Legend
 
 Arrays = dict[str, np.ndarray]
-
-
-class Model(Protocol):
-    """Something that predicts.
-
-    Args:
-        task (str): 'detection', 'segmentation' or 'classification'.
-        legend (Legend): Names and colours of the classes.
-        loading (dict): How it wants pictures to be read, as :func:`~.sources.read` takes it.
-    """
-
-    task: str
-    legend: Legend
-    loading: dict[str, str]
-
-    def predict(self, pictures: Sequence[np.ndarray]) -> list[Arrays]:
-        """Returns what is predicted for pictures (H, W, 3) in the order B, G, R.
-
-        For each picture the fields of :class:`~.results.Detections`, ``Segmentation`` or
-        ``Classification``.
-        """
 
 
 class OpenMMLabModel:
@@ -63,9 +41,6 @@ class OpenMMLabModel:
         cfg (Config): From :func:`~mmffnet.engine.runner.read_config`.
         checkpoint, device, fuse, tta, amp, channels_last, graph: As for
             :class:`~.inferencer.Inferencer`.
-
-    Raises:
-        UsageError: If anything of this does not fit together.
     """
 
     TASKS: ClassVar = dict(mmdet='detection', mmseg='segmentation', mmpretrain='classification')
@@ -88,7 +63,8 @@ class OpenMMLabModel:
                 f'{", ".join(self.TASKS)}'
             )
         self.task = self.TASKS[scope]
-        kind = torch.device(device := check_device(device)).type
+        device = check_device(device)
+        self.kind, self.amp = torch.device(device).type, amp
         check_checkpoint(checkpoint)
         cfg = self.cfg = copy.deepcopy(cfg)  # leave the caller's alone
         if tta:
@@ -103,6 +79,7 @@ class OpenMMLabModel:
                 "the config's test pipeline has no LoadImageFromFile: pictures are not read"
             )
         load = steps.pop(kinds.index('LoadImageFromFile'))
+        # as sources.read() takes it
         self.loading = dict(
             color_type=load.get('color_type', 'color'), backend=load.get('imdecode_backend', 'cv2')
         )
@@ -114,11 +91,10 @@ class OpenMMLabModel:
         if fuse:
             reparameterize(self.model)
         self.model.to(device)
-        self.kind, self.amp = kind, amp
-        if amp and kind == 'cpu':
+        if amp and self.kind == 'cpu':
             warn_of_bfloat16()
         if channels_last is None:
-            channels_last = is_faster_channels_last(cfg, amp, kind, say=False)
+            channels_last = is_faster_channels_last(cfg, amp, self.kind, say=False)
         self.channels_last = channels_last
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
@@ -126,6 +102,11 @@ class OpenMMLabModel:
             replay_inference(self.model)
 
     def predict(self, pictures: Sequence[np.ndarray]) -> list[Arrays]:
+        """Returns what is predicted for pictures (H, W, 3) in the order B, G, R.
+
+        For each picture the fields of :class:`~.results.Detections`, ``Segmentation`` or
+        ``Classification``.
+        """
         if self.task == 'detection':  # mmdet pads pictures to one size; the others cannot
             return self._predict(pictures)
         groups = groupby(pictures, lambda picture: picture.shape)

@@ -5,9 +5,10 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import cv2
+import mmcv
 import numpy as np
 from PIL import Image
 
@@ -76,10 +77,13 @@ class Detections(Result):
     def above(self, score: float) -> 'Detections':
         """Returns those that are at least so sure."""
         kept = self.scores >= score
-        masks = None if self.masks is None else self.masks[kept]
-        found = (array[kept] for array in (self.boxes, self.scores, self.labels))
-        boxes, scores, labels = found
-        return replace(self, boxes=boxes, scores=scores, labels=labels, masks=masks)
+        return replace(
+            self,
+            boxes=self.boxes[kept],
+            scores=self.scores[kept],
+            labels=self.labels[kept],
+            masks=None if self.masks is None else self.masks[kept],
+        )
 
     def paint(self) -> np.ndarray:
         found = (self.boxes, self.scores, self.labels, self.masks)
@@ -183,13 +187,7 @@ class ResultWriter:
     - ``labels/``: label maps as PNG, the value of a pixel is its class (segmentors alone);
     - ``predictions.json``: everything as numbers; written at the end, when the ``with`` block is
       left, also by an error or an interruption.
-
-    Args:
-        out_dir (str | PathLike): The folder.
-        legend (Legend): Names and colours of the classes.
     """
-
-    NAME: ClassVar[str] = 'predictions.json'
 
     def __init__(self, out_dir: str | os.PathLike, legend: Legend) -> None:
         self.folder = Path(out_dir)
@@ -210,17 +208,18 @@ class ResultWriter:
     def __exit__(self, *_: object) -> None:
         self._end_video()
         categories = [
-            dict(id=i, name=self.legend.name(label), color=self.legend.colour(label))
-            for label, i in enumerate(range(self.first_category, self._end_of_categories()))
+            dict(
+                id=self.first_category + label,
+                name=self.legend.name(label),
+                color=self.legend.colour(label),
+            )
+            for label in range(max(self.number, len(self.legend.classes)))
         ]
         content: dict[str, Any] = dict(images=self.images, categories=categories)
         if self.annotations is not None:
             content['annotations'] = self.annotations
-        with atomic_write(self.folder / self.NAME) as file:
+        with atomic_write(self.folder / 'predictions.json') as file:
             file.write(json.dumps(content, separators=(',', ':'), ensure_ascii=False).encode())
-
-    def _end_of_categories(self) -> int:
-        return self.first_category + max(self.number, len(self.legend.classes))
 
     def add(self, result: Result) -> None:
         """Write the files of a result, and keep its numbers."""
@@ -264,11 +263,8 @@ class ResultWriter:
         path = self.folder / 'painted' / picture.name
         if path.suffix.lower() not in _WRITABLE or isinstance(result, Segmentation):
             path = path.with_suffix('.png')  # drawings with much white are smaller and clearer so
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ok, data = cv2.imencode(path.suffix, result.paint()[..., ::-1])
-        if not ok:
-            raise OSError(f'OpenCV cannot write pictures that end in {path.suffix}')
-        path.write_bytes(data.tobytes())
+        if not mmcv.imwrite(result.paint()[..., ::-1], str(path)):
+            raise OSError(f'OpenCV cannot write the picture {path}')
 
     def _start_video(self, video: Video, frame: np.ndarray) -> cv2.VideoWriter:
         path = (self.folder / 'painted' / video.name).with_suffix('.mp4')

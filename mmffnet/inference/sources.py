@@ -21,12 +21,7 @@ VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wm
 
 @dataclass(frozen=True)
 class Video:
-    """Where a frame comes from.
-
-    Args:
-        name (str): Name of the video among the results.
-        fps (float): Frames per second.
-    """
+    """Where a frame comes from: the name of the video among the results, its frames per second."""
 
     name: str
     fps: float
@@ -54,12 +49,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Something that should be a picture or a video and could not be read.
-
-    Args:
-        where (str): Its path.
-        why (str): What is wrong.
-    """
+    """The path of something that should be a picture or a video and could not be read, and why."""
 
     where: str
     why: str
@@ -108,7 +98,6 @@ def find_sources(inputs: Any, out_dir: str | os.PathLike | None = None) -> list[
         found += _find(item, None if out_dir is None else Path(out_dir).resolve())
     if not found:
         raise UsageError('nothing to look at: give pictures, folders, patterns or videos')
-    _check_cameras(found)
     return _with_unique_names(found)
 
 
@@ -128,7 +117,12 @@ def _find(item: Any, out_dir: Path | None) -> list[Source]:
     if path.is_file():
         return [Source(str(path), path.name)]
     if isinstance(item, int) or str(item).isdecimal():
-        return [Source(int(item), f'camera{int(item)}.mp4')]
+        camera = Source(int(item), f'camera{int(item)}.mp4')
+        capture = _open(camera)
+        if not capture.isOpened():
+            raise UsageError(f'there is no camera {item}, or it cannot be opened')
+        capture.release()
+        return [camera]
     if glob.has_magic(str(item)):
         paths = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207
         files = [p for p in paths if _is_picture(p, out_dir) or _is_video(p)]
@@ -168,26 +162,12 @@ def _with_unique_names(sources: Sequence[Source]) -> list[Source]:
     return unique
 
 
-def _check_cameras(sources: Iterable[Source]) -> None:
-    """Before anything takes time."""
-    for source in sources:
-        if isinstance(source.where, int):
-            capture = _open(source)
-            opened = capture.isOpened()
-            capture.release()
-            if not opened:
-                raise UsageError(f'there is no camera {source.where}, or it cannot be opened')
-
-
 def read(
     source: Source, color_type: str = 'color', backend: str = 'cv2'
 ) -> Iterator[Picture | Unreadable]:
     """Read the picture of a source, or its pictures one after the other.
 
-    Args:
-        source (Source): What to read.
-        color_type (str): As in mmcv's ``LoadImageFromFile``. Defaults to 'color'.
-        backend (str): What decodes pictures, as in ``LoadImageFromFile``. Defaults to 'cv2'.
+    ``color_type`` and ``backend`` are those of mmcv's ``LoadImageFromFile``.
     """
     if isinstance(source.where, np.ndarray):
         yield Picture(source.name, source.file_name, source.where)

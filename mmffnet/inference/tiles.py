@@ -16,7 +16,8 @@ import numpy as np
 
 from mmffnet.errors import UsageError
 
-from .models import Arrays, Model
+from .exported import Model
+from .models import Arrays
 
 Window = tuple[int, int, int, int]  # x1, y1, x2, y2
 Part = tuple[tuple[slice, slice], np.ndarray]  # a place in a picture, and the mask there
@@ -33,9 +34,6 @@ class Tiling:
     Args:
         size (int): Width and height of a tile, in pixels.
         overlap (float): Share of a tile that its neighbour sees too, at least. Defaults to 0.2.
-
-    Raises:
-        UsageError: A ValueError: if there are no such tiles.
     """
 
     size: int
@@ -63,10 +61,6 @@ class PlacedMasks:
     """Masks (n, H, W) of a large picture, of which only the parts with something are kept.
 
     They are indexed like an array, and ``np.asarray`` makes one of them.
-
-    Args:
-        parts (list): The part of each mask and its place.
-        size (tuple[int, ...]): Height and width of the picture.
     """
 
     def __init__(self, parts: list[Part], size: tuple[int, ...]) -> None:
@@ -102,17 +96,10 @@ def _crop(mask: np.ndarray, x: int = 0, y: int = 0) -> Part:
 def predict_tiles(
     model: Model, pictures: Sequence[np.ndarray], tiling: Tiling, batch_size: int, score_thr: float
 ) -> list[dict[str, Any]]:
-    """Predict for pictures, tile by tile.
+    """Predict for pictures, tile by tile; gives what the model's own ``predict`` gives.
 
-    Args:
-        model (Model): A detector or a segmentor.
-        pictures (Sequence[np.ndarray]): (H, W, 3), in the order B, G, R.
-        tiling (Tiling): How to cut them.
-        batch_size (int): Tiles that the network sees at once.
-        score_thr (float): Objects that are less sure are left out.
-
-    Returns:
-        list[dict]: As :meth:`Model.predict`; masks as :class:`PlacedMasks` where there are tiles.
+    Where there are tiles, objects that are less sure are left out, and masks are
+    :class:`PlacedMasks`.
     """
     plan = [(picture, tiling.windows(*picture.shape[:2])) for picture in pictures]
     tiles = [picture[y1:y2, x1:x2] for picture, places in plan for x1, y1, x2, y2 in places]
