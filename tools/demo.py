@@ -42,7 +42,7 @@ class Demo:
 DEMOS = {
     'detection': Demo(
         'detection/maskrcnn_nano_shapes.py',
-        7,
+        7.5,
         {400: 'box mAP 0.54, mask mAP 0.47', 752: 'box mAP 0.60, mask mAP 0.55'},
     ),
     'segmentation': Demo(
