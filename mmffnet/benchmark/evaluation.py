@@ -5,7 +5,7 @@ import io
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mmffnet.engine.runner import innermost_dataset, read_config
 from mmffnet.errors import UsageError
 from mmffnet.inference import Inferencer
 from mmffnet.inference.models import OpenMMLabModel
-from mmffnet.visualization import Legend, paint_detections, paint_labels, paint_scores
+from mmffnet.visualization import Legend, paint_scores
 
 _IOU = 0.5  # where a detection counts as the object
 _UNKNOWN = 0.5  # the threshold of classes for which none is better than another
@@ -57,12 +57,7 @@ class Results:
 
 
 def evaluate(config: str, checkpoint: str, device: str | None = None) -> Results:
-    """Run a model on the test pictures of its config.
-
-    Args:
-        config (str): The config.
-        checkpoint (str): The weights.
-        device (str, optional): Defaults to None, the best there is.
+    """Run a model on the test pictures of its config; the device is the best there is if None.
 
     Raises:
         UsageError: If the config has no such pictures.
@@ -160,15 +155,12 @@ def _detection(pairs: _Pairs, legend: Legend) -> tuple[Results, _Paint]:
         boxes = np.array([one['bbox'] for one in objects], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         labels = np.array([one['category_id'] for one in objects], int)
-        masks = prediction.masks
-        kept = prediction.scores >= np.array(thresholds)[prediction.labels]
-        shown = [array[kept] for array in (prediction.boxes, prediction.scores, prediction.labels)]
-        shown += [None if masks is None else masks[kept], legend]
-        if masks is not None:
+        masks = None
+        if prediction.masks is not None:
             masks = np.array([truth.annToMask(one) for one in objects], bool)
-        both: Any = ((boxes, np.ones(len(boxes)), labels, masks, legend), shown)
-        real, guess = (paint_detections(prediction.image, *fields) for fields in both)
-        return real, guess
+        real = replace(prediction, boxes=boxes, scores=np.ones(len(boxes)), labels=labels)
+        sure = prediction.above(np.array(thresholds)[prediction.labels])
+        return replace(real, masks=masks).paint(), sure.paint()
 
     results = Results(list(legend.classes), summary, per_class, confusion, scores, curves)
     return results, paint
@@ -271,8 +263,8 @@ def _segmentation(pairs: _Pairs, legend: Legend) -> tuple[Results, _Paint]:
 
     def paint(k: int, prediction: Any) -> tuple[np.ndarray, np.ndarray]:
         truth = load(dict(samples[k]))['gt_seg_map'].astype(int)
-        real = paint_labels(prediction.image, np.where(truth < number, truth, -1), legend)
-        return real, paint_labels(prediction.image, prediction.labels, legend)
+        real = replace(prediction, labels=np.where(truth < number, truth, -1))
+        return real.paint_frame(), prediction.paint_frame()
 
     return Results(list(legend.classes), summary, per_class, confusion, scores), paint
 

@@ -74,8 +74,8 @@ class Detections(Result):
     labels: np.ndarray
     masks: np.ndarray | PlacedMasks | None = None
 
-    def above(self, score: float) -> 'Detections':
-        """Returns those that are at least so sure."""
+    def above(self, score: float | np.ndarray) -> 'Detections':
+        """Returns those that are at least so sure; the score may be one for each."""
         kept = self.scores >= score
         return replace(
             self,
