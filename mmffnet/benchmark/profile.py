@@ -4,7 +4,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +47,10 @@ def profile_network(
         form (Form): The form; compiled forms have no modules, runtimes no operators either.
         size (tuple[int, int], optional): Height and width. Defaults to None, the network's own.
         batch (int): Pictures at a time. Defaults to 1.
-        device (str): 'cpu', 'cuda'... Defaults to 'cpu'.
-        calls (int): Number of calls that are averaged. Defaults to 5.
+        device (str): Defaults to 'cpu'.
+        calls (int): How many are averaged. Defaults to 5.
         depth (int): How deep in the tree of modules to look. Defaults to 2.
-        trace (str, optional): A file for the whole trace, for chrome://tracing or Perfetto.
-            Defaults to None.
+        trace (str, optional): A file for the whole trace. Defaults to None.
 
     Returns:
         tuple: Rows of modules in the order in which they run, and of operators, the most expensive
@@ -109,18 +107,8 @@ def _mark_modules(model: nn.Module, depth: int) -> list[str]:
     """Makes modules tell the profiler when they run; returns their names."""
     marked = {n: m for n, m in model.named_modules() if n and n.count('.') < depth}
     for name, module in marked.items():
-        marks: list[record_function] = []
-        module.register_forward_pre_hook(partial(_open, _MARK + name, marks))
-        module.register_forward_hook(partial(_close, marks))
+        module.forward = record_function(_MARK + name)(module.forward)
     return list(marked)
-
-
-def _open(name: str, marks: list[record_function], *_: Any) -> None:
-    marks.append(record_function(name).__enter__())
-
-
-def _close(marks: list[record_function], *_: Any) -> None:
-    marks.pop().__exit__(None, None, None)
 
 
 def peak_memory(
@@ -139,8 +127,7 @@ def peak_memory(
             if the memory of graphs is to be counted. Defaults to None.
 
     Returns:
-        tuple[Any, int]: What the call returned, and the bytes: parameters, buffers and inputs, and
-        the most that was there besides.
+        tuple: What the call returned, and the bytes, with parameters, buffers and inputs.
     """
     for parameter in model.parameters():
         parameter.grad = None
