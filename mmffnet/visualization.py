@@ -25,16 +25,10 @@ _NOT_LABELLED = (255, 255, 255)
 
 @dataclass(frozen=True)
 class Legend:
-    """Names and colours of classes.
-
-    Args:
-        classes (Sequence[str]): The names.
-        palette (Sequence, optional): A colour (R, G, B) for each. Defaults to (), which stands
-            for colours that differ.
-    """
+    """Names and colours of classes."""
 
     classes: Sequence[str]
-    palette: Sequence[Sequence[int]] = ()
+    palette: Sequence[Sequence[int]] = ()  #: (R, G, B) for each; without them colours that differ
 
     def name(self, label: int) -> str:
         return str(self.classes[label]) if label < len(self.classes) else f'class {label}'
@@ -66,24 +60,15 @@ def paint_detections(
     masks: Any,
     legend: Legend,
 ) -> np.ndarray:
-    """Paints masks, boxes and names of objects.
+    """Paints masks, boxes and names of objects on a new picture; small ones are enlarged.
 
-    Args:
-        image (np.ndarray): The picture.
-        boxes (np.ndarray): (n, 4), x1, y1, x2, y2 in pixels.
-        scores (np.ndarray): (n,).
-        labels (np.ndarray): (n,).
-        masks (np.ndarray | PlacedMasks, optional): (n, H, W) of bool.
-        legend (Legend): Names and colours.
-
-    Returns:
-        np.ndarray: A new picture; small ones are enlarged.
+    Boxes, scores, labels and masks, if any, are those of :class:`mmffnet.inference.Detections`.
     """
     painted, factor = enlarge(image)
     width = max(2, round(max(painted.shape[:2]) / 450))
     order = np.argsort(scores, kind='stable')  # the surest on top
     for i in order if masks is not None else ():
-        _fill(painted, masks[i], boxes[i], factor, legend.colour(labels[i]), width)
+        _fill(painted, masks[i], factor, legend.colour(labels[i]), width)
     for i in order:
         # thin where there is an outline already
         corners = [round(float(c) * factor) for c in boxes[i]]
@@ -101,25 +86,23 @@ def paint_detections(
     return _write_names(painted, texts, width)
 
 
-def _fill(
-    painted: np.ndarray, mask: np.ndarray, box: np.ndarray, factor: int, colour: Colour, width: int
-) -> None:
+def _fill(painted: np.ndarray, mask: np.ndarray, factor: int, colour: Colour, width: int) -> None:
     """Tints the inside of a mask and draws its outline."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
+    inside = np.asarray(mask, np.uint8)
+    x, y, w, h = cv2.boundingRect(inside)
+    if not w:
         return
-    y1, y2, x1, x2 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    inside = mask[y1:y2, x1:x2].astype(np.uint8)
-    size = ((x2 - x1) * factor, (y2 - y1) * factor)
+    inside = inside[y : y + h, x : x + w]
+    x, y, w, h = x * factor, y * factor, w * factor, h * factor
     if factor > 1:  # round what would be stairs
-        inside = (cv2.resize(inside * 255, size, interpolation=cv2.INTER_LINEAR) > 127).astype('u1')
-    place = painted[y1 * factor : y2 * factor, x1 * factor : x2 * factor]
+        large = cv2.resize(inside * 255, (w, h), interpolation=cv2.INTER_LINEAR)
+        inside = (large > 127).astype(np.uint8)
+    place = painted[y : y + h, x : x + w]
     chosen = inside.astype(bool)
     place[chosen] = (0.55 * place[chosen] + 0.45 * np.array(colour)).astype(np.uint8)
     outlines, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    offset = (int(x1 * factor), int(y1 * factor))
     for shade, thickness in _strokes(colour, width):
-        cv2.drawContours(painted, outlines, -1, shade, thickness, cv2.LINE_AA, offset=offset)
+        cv2.drawContours(painted, outlines, -1, shade, thickness, cv2.LINE_AA, offset=(x, y))
 
 
 def _strokes(colour: Colour, width: int) -> tuple[tuple[Colour, int], tuple[Colour, int]]:
@@ -189,13 +172,7 @@ def _overlap(one: Box, other: Box) -> float:
 def paint_labels(image: np.ndarray, labels: np.ndarray, legend: Legend) -> np.ndarray:
     """Tints a picture by a label map and writes the names of what covers a good part of it.
 
-    Args:
-        image (np.ndarray): The picture.
-        labels (np.ndarray): (H, W).
-        legend (Legend): Names and colours.
-
-    Returns:
-        np.ndarray: A new picture; small ones are enlarged.
+    The picture is a new one; small ones are enlarged.
     """
     number = int(labels.max(initial=0)) + 1
     table = np.array([*map(legend.colour, range(number)), _NOT_LABELLED])
@@ -241,13 +218,7 @@ def find_places(labels: np.ndarray, number: int) -> Iterator[tuple[float, float,
 def paint_maps(image: np.ndarray, maps: dict[str, np.ndarray], legend: Legend) -> np.ndarray:
     """Paints a picture and label maps side by side, above the names of the classes in them.
 
-    Args:
-        image (np.ndarray): The picture.
-        maps (dict[str, np.ndarray]): Label maps (H, W) by their titles; below 0 is not labelled.
-        legend (Legend): Names and colours.
-
-    Returns:
-        np.ndarray: A new picture; small ones are enlarged.
+    The maps are called by their titles; what is below 0 in them is not labelled.
     """
     panels = {'picture': enlarge(image)[0]}
     panels |= {title: paint_labels(image, labels, legend) for title, labels in maps.items()}
@@ -277,16 +248,7 @@ def paint_maps(image: np.ndarray, maps: dict[str, np.ndarray], legend: Legend) -
 
 
 def paint_scores(image: np.ndarray, names: Sequence[str], scores: Sequence[float]) -> np.ndarray:
-    """Adds bars with the most probable classes below a picture.
-
-    Args:
-        image (np.ndarray): The picture.
-        names (Sequence[str]): The classes, the most probable first.
-        scores (Sequence[float]): From 0 to 1.
-
-    Returns:
-        np.ndarray: A new picture, higher than the old one.
-    """
+    """Adds bars with classes and their probabilities, from 0 to 1, below a picture."""
     painted, _ = enlarge(image)
     height, width = painted.shape[:2]
     size = _font_size((max(height, width) // 2, width))
