@@ -49,17 +49,7 @@ _WEIGHTS: dict[str, Sequence[str]] = {
 class TimmBackbone(nn.Module):
     """One of our backbones as a classifier with the interface of timm's models.
 
-    Args:
-        family (type): The class of the backbone.
-        arch (str): As for that class.
-        num_classes (int): Number of classes, 0 for features without a classifier. Defaults to 1000.
-        in_chans (int): Channels of the pictures. Defaults to 3.
-        global_pool (str): timm's kind of pooling. Defaults to 'avg'.
-        drop_rate (float): Dropout before the classifier. Defaults to 0.
-        drop_path_rate (float): As for the backbone. Defaults to 0.
-        device (torch.device, optional): Where it is made. Defaults to None, torch's default.
-        dtype (torch.dtype, optional): Of the parameters. Defaults to None, torch's default.
-        **kwargs: The other arguments of the backbone.
+    Arguments are timm's, besides the class of the backbone (``family``), and others of that class.
     """
 
     def __init__(
@@ -132,17 +122,7 @@ class TimmBackbone(nn.Module):
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
     ) -> Any:
-        """The maps of the stages, and the final features.
-
-        Args:
-            x (Tensor): The pictures.
-            indices (int or list[int], optional): Which maps; an int for the last ones. Defaults
-                to None, which is all.
-            norm (bool): Give the last stage's map after the final norm. Defaults to False.
-            stop_early (bool): Stop behind the last map that is wanted. Defaults to False.
-            output_fmt (str): 'NCHW', there is no other. Defaults to 'NCHW'.
-            intermediates_only (bool): Leave out the final features. Defaults to False.
-        """
+        """The maps of the stages, and the final features; arguments are as for timm's models."""
         if output_fmt != 'NCHW':
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         stages = self.backbone.stages
@@ -189,8 +169,7 @@ class TimmBackbone(nn.Module):
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """The layer of a parameter by its name: those of the backbone's ``get_layer_depth()``.
 
-        Args:
-            coarse (bool): Only the stem, each stage, and all behind. Defaults to False.
+        If ``coarse``, there are only the stem, each stage, and all behind.
         """
 
         def layer(name: str) -> int:

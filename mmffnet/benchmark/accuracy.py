@@ -46,23 +46,14 @@ _AUGMENTED = {'mIoU(ms+flip)'}
 
 @dataclass
 class Job:
-    """One evaluation of one model.
-
-    Args:
-        entry (Entry): The model.
-        tta (bool): Whether test-time augmentation is on.
-        result (Path): Where its result goes.
-        request (dict): What the process that evaluates it is told.
-        missing (list[str]): What it cannot run without. Defaults to nothing.
-        outcome (dict, optional): What came of it. Defaults to None: nothing yet.
-    """
+    """One evaluation of one model."""
 
     entry: Entry
-    tta: bool
-    result: Path
-    request: dict[str, Any]
-    missing: list[str] = field(default_factory=list)
-    outcome: dict[str, Any] | None = None
+    tta: bool  #: Whether test-time augmentation is on
+    result: Path  #: Where its result goes
+    request: dict[str, Any]  #: What the process that evaluates it is told
+    missing: list[str] = field(default_factory=list)  #: What it cannot run without
+    outcome: dict[str, Any] | None = None  #: What came of it, None for nothing yet
 
     @property
     def status(self) -> str:
@@ -115,16 +106,8 @@ def plan(
 ) -> list[Job]:
     """Finds out what is to be run, what has been run already, and what is missing.
 
-    Nothing is built, loaded or downloaded.
-
-    Args:
-        entries (Sequence[Entry]): The models.
-        out (Path): The folder of results.
-        tta (bool): Evaluate also with test-time augmentation the models that have a number
-            published for it; those that have no other number are never evaluated without. Defaults
-            to False.
-        fuse (bool): Re-parameterise the models first. Defaults to False.
-        cfg_options (Sequence[str]): Settings to override in every config. Defaults to ().
+    Nothing is built, loaded or downloaded. With ``tta``, models that have a number published for
+    test-time augmentation are evaluated so as well; those that have no other number always are.
     """
     jobs = []
     for entry in entries:
@@ -172,12 +155,7 @@ def _look(job: Job) -> tuple[str | None, list[int] | None]:
 
 
 def run(jobs: Sequence[Job], progress: Callable[[str], None] = print) -> None:
-    """Runs what can be run, each in a process of its own, and goes on after a failure.
-
-    Args:
-        jobs (Sequence[Job]): From :func:`plan`.
-        progress (Callable): Is told what happens. Defaults to print.
-    """
+    """Runs what can be run, each in a process of its own, and goes on after a failure."""
     for number, job in enumerate(jobs, 1):
         title = f'[{number}/{len(jobs)}] {job.entry.name}{" (ms+flip)" if job.tta else ""}'
         if job.outcome is not None:

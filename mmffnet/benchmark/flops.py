@@ -13,30 +13,21 @@ from .networks import Network, fuse
 
 
 class Cost(NamedTuple):
-    """What one picture costs.
-
-    Args:
-        parameters (int): Number of parameters.
-        macs (int): Multiply-adds of convolutions and matrix products, which papers call FLOPs.
-        parts (dict[str, int]): The same for each module that has some, by its name.
-        values (dict[str, int]): Numbers of values that pass ``norm`` (batch norms), ``bias`` (of
-            convolutions) and ``relu``; some papers add those.
-    """
+    """What one picture costs."""
 
     parameters: int
-    macs: int
-    parts: dict[str, int]
+    macs: int  #: Multiply-adds of convolutions and matrix products, which papers call FLOPs
+    parts: dict[str, int]  #: The same for each module that has some, by its name
+    #: Numbers of values that pass ``norm`` (batch norms), ``bias`` (of convolutions) and ``relu``;
+    #: some papers add those
     values: dict[str, int]
 
 
 def count(model: nn.Module, size: Sequence[int]) -> Cost:
-    """Counts what one picture costs.
+    """Counts what one picture of some height and width costs.
 
-    Args:
-        model (nn.Module): A backbone, detector, segmentor or classifier. On the device 'meta'
-            nothing is computed; models whose work depends on their results, as that of two-stage
-            detectors does, must be elsewhere.
-        size (Sequence[int]): Height and width of the picture.
+    On the device 'meta' nothing is computed; models whose work depends on their results, as that of
+    two-stage detectors does, must be elsewhere.
     """
     model.eval()
     parameters = list(model.parameters())
@@ -74,10 +65,6 @@ def count(model: nn.Module, size: Sequence[int]) -> Cost:
 
 def count_network(network: Network, size: Sequence[int]) -> tuple[Cost, Cost]:
     """Counts what a network costs as it is trained, and re-parameterised.
-
-    Args:
-        network (Network): The network.
-        size (Sequence[int]): Height and width of the picture.
 
     Raises:
         UsageError: If the network cannot be built.

@@ -29,33 +29,20 @@ Call = Callable[[], list[Tensor]]
 
 
 class Form(NamedTuple):
-    """How a network runs; without any of these it is PyTorch in eager mode, NCHW, float32.
+    """How a network runs; without any of these it is PyTorch in eager mode, NCHW, float32."""
 
-    Args:
-        fused (bool): Re-parameterised. Exported models always are.
-        channels_last (bool): NHWC in memory.
-        compile (bool): ``torch.compile``; of a whole model, backbone and neck.
-        freeze (bool): Compiled with the weights as constants.
-        onnxruntime (bool): Exported, in ONNX Runtime.
-        openvino (bool): Exported, in OpenVINO.
-        bf16 (bool): bfloat16: weights and maps of backbones, automatic mixed precision in whole
-            models and training, the runtime's own choice of layers in OpenVINO.
-        plain (bool): PyTorch's own depthwise convolutions, see :mod:`mmffnet.ops.depthwise`.
-        triton (bool): Triton's, where they can.
-        graph (bool): CUDA graphs, see :mod:`mmffnet.ops.graphs`; of a whole model, of backbone and
-            neck.
-    """
-
-    fused: bool = False
-    channels_last: bool = False
-    compile: bool = False
-    freeze: bool = False
-    onnxruntime: bool = False
-    openvino: bool = False
+    fused: bool = False  #: Re-parameterised. Exported models always are
+    channels_last: bool = False  #: NHWC in memory
+    compile: bool = False  #: ``torch.compile``; of a whole model, backbone and neck
+    freeze: bool = False  #: Compiled with the weights as constants
+    onnxruntime: bool = False  #: Exported, in ONNX Runtime
+    openvino: bool = False  #: Exported, in OpenVINO
+    #: bfloat16: weights and maps of backbones, automatic mixed precision in whole models and
+    #: training, the runtime's own choice of layers in OpenVINO
     bf16: bool = False
-    plain: bool = False
-    triton: bool = False
-    graph: bool = False
+    plain: bool = False  #: PyTorch's own depthwise convolutions, see :mod:`mmffnet.ops.depthwise`
+    triton: bool = False  #: Triton's, where they can
+    graph: bool = False  #: CUDA graphs; of a whole model, of backbone and neck
 
     def __str__(self) -> str:
         return '+'.join(name for name, on in self._asdict().items() if on) or 'eager'
@@ -89,18 +76,17 @@ def parse_form(text: str) -> Form:
 def prepare(
     model: nn.Module, form: Form, image: Tensor, threads: int, folder: Path
 ) -> tuple[Call, int]:
-    """Brings a network into a form.
+    """Brings a network, which is changed, into a form.
 
     Args:
-        model (nn.Module): The network, in eval mode; it is changed.
+        model (nn.Module): The network, in eval mode.
         form (Form): The form.
         image (Tensor): Its input, on the device that it is to run on.
         threads (int): CPU threads of the runtime; PyTorch's are set for the whole process.
         folder (Path): Where exported models go.
 
     Returns:
-        tuple[Callable, int]: What runs it once and returns its outputs, and its number of
-        parameters.
+        tuple: What runs it once and returns its outputs, and its number of parameters.
 
     Raises:
         ImportError: If the runtime is not installed.

@@ -14,24 +14,14 @@ from ..errors import UsageError
 
 @dataclass(frozen=True)
 class Entry:
-    """A model of a metafile, or one that was named by its config and checkpoint.
-
-    Args:
-        name (str): Its name.
-        config (str, optional): The config file. Defaults to None: there is none.
-        weights (str, optional): Checkpoint file or address. Defaults to None: there is none.
-        dataset (str): What it is evaluated on. Defaults to ''.
-        published (dict[str, float]): Metrics by the names of the metafile. Defaults to none.
-        metadata (dict): What the metafile says besides. Defaults to nothing.
-        reported_by (str): Who reports the metrics. Defaults to ''.
-    """
+    """A model of a metafile, or one that was named by its config and checkpoint."""
 
     name: str
     config: str | None = None
-    weights: str | None = None
-    dataset: str = ''
-    published: dict[str, float] = field(default_factory=dict)
-    metadata: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None  #: Checkpoint file or address
+    dataset: str = ''  #: What it is evaluated on
+    published: dict[str, float] = field(default_factory=dict)  #: By the metafile's names
+    metadata: dict[str, Any] = field(default_factory=dict)  #: What the metafile says besides
     reported_by: str = ''
 
 

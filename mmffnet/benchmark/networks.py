@@ -28,17 +28,11 @@ AROUND = {
 
 
 class Peer(NamedTuple):
-    """A network of timm's and what its authors published, for ImageNet-1k alone and no teacher.
-
-    Args:
-        timm_name (str): Its name there.
-        size (int): Height and width of the pictures that the accuracy was measured on.
-        accuracy (float): Top-1 accuracy.
-    """
+    """A network of timm's and what its authors published, for ImageNet-1k alone and no teacher."""
 
     timm_name: str
-    size: int
-    accuracy: float
+    size: int  #: Height and width of the pictures that the accuracy was measured on
+    accuracy: float  #: Top 1
 
 
 #: Where the accuracies are published is in docs/benchmarks.md
@@ -67,11 +61,7 @@ FAMILIES: dict[str, tuple[Any, int]] = {
 
 @MODELS.register_module()
 class TimmFeatures(nn.Module):
-    """The last four maps of a network of timm's, without its weights.
-
-    Args:
-        name (str): Its name.
-    """
+    """The last four maps of a network of timm's, without its weights."""
 
     out_indices = (0, 1, 2, 3)
 
@@ -97,24 +87,14 @@ class TimmFeatures(nn.Module):
 
 @dataclass(frozen=True)
 class Network:
-    """Something that can be built and measured.
-
-    Args:
-        name (str): How it is called in tables.
-        build (Callable): Builds it on a device, in evaluation mode.
-        size (tuple[int, int]): Height and width to measure at unless told otherwise.
-        accuracy (float, optional): Published top-1 accuracy on ImageNet-1k at this size. Defaults
-            to None.
-        ours (bool): Whether it is a FFNet. Defaults to False.
-        exported (Path, optional): The file, if it is an exported model. Defaults to None.
-    """
+    """Something that can be built and measured."""
 
     name: str
-    build: Callable[[str], nn.Module]
-    size: tuple[int, int]
-    accuracy: float | None = None
-    ours: bool = False
-    exported: Path | None = None
+    build: Callable[[str], nn.Module]  #: Builds it on a device, in evaluation mode
+    size: tuple[int, int]  #: Height and width to measure at unless told otherwise
+    accuracy: float | None = None  #: Published, on ImageNet-1k at this size, top 1
+    ours: bool = False  #: Whether it is a FFNet
+    exported: Path | None = None  #: The file, if it is an exported model
 
 
 def find_network(name: str, around: str | None = None, cfg_options: Sequence[str] = ()) -> Network:

@@ -28,30 +28,18 @@ _PAUSE = 0.02
 
 @dataclass
 class Measurement:
-    """A network in a form, and how long it took.
-
-    Args:
-        network (Network): The network.
-        form (Form): The form.
-        size (tuple[int, int]): Height and width of the input.
-        parameters (int): Number of parameters in this form. Defaults to 0.
-        seconds (list[float]): Time for one batch, by round. Defaults to none.
-        deviation (float, optional): Largest difference of the outputs from those of the network's
-            first form, relative to the largest output; of the loss in training. Defaults to None:
-            they cannot be compared.
-        memory (int, optional): Most bytes that PyTorch held during a training step. Defaults to
-            None.
-        problem (str): Why it could not be measured. Defaults to ''.
-    """
+    """A network in a form, and how long it took."""
 
     network: Network
     form: Form
-    size: tuple[int, int]
-    parameters: int = 0
-    seconds: list[float] = field(default_factory=list)
+    size: tuple[int, int]  #: Height and width of the input
+    parameters: int = 0  #: Number of them in this form
+    seconds: list[float] = field(default_factory=list)  #: Time for one batch, by round
+    #: Largest difference of the outputs from those of the network's first form, relative to the
+    #: largest output; of the loss in training. None where they cannot be compared
     deviation: float | None = None
-    memory: int | None = None
-    problem: str = ''
+    memory: int | None = None  #: Most bytes that PyTorch held during a training step
+    problem: str = ''  #: Why it could not be measured
 
     @property
     def name(self) -> str:
@@ -103,15 +91,12 @@ def measure(
         forms (Sequence[Form]): The forms; the first is what the others are compared with.
         size (tuple[int, int], optional): Height and width. Defaults to None, each network's own.
         batch (int): Pictures at a time. Defaults to 1.
-        device (str): 'cpu', 'cuda'... Defaults to 'cpu'.
-        rounds (int): Number of rounds. Defaults to 20.
+        device (str): Defaults to 'cpu'.
+        rounds (int): Defaults to 20.
         train (bool): Measure a training step, and its memory. Defaults to False.
         cpu_time (bool): Count the time that this process gets from the CPU, not what passes on the
             clock: for machines that others use, with one thread. Defaults to False.
         progress (Callable): Is told what happens. Defaults to print.
-
-    Returns:
-        list[Measurement]: One for each network and form.
     """
     clock = time.process_time if cpu_time else time.perf_counter
     measurements: list[Measurement] = []

@@ -58,16 +58,9 @@ def save(
     measurements: Sequence[Measurement], out: Path, settings: dict[str, Any], title: str
 ) -> list[Path]:
     """Writes speed.md, speed.csv, speed.json (every single time), and speed.png where networks
-    have a published accuracy.
+    have a published accuracy; returns the files.
 
-    Args:
-        measurements (Sequence[Measurement]): What was measured.
-        out (Path): The folder.
-        settings (dict): How it was measured: ``batch``, ``device``, ``threads`` and others.
-        title (str): One line that says the same.
-
-    Returns:
-        list[Path]: The files.
+    ``settings`` are how it was measured, ``batch``, ``device`` and others; the title says the same.
     """
     batch = settings['batch']
     files = [out / f'speed.{ending}' for ending in ('md', 'csv', 'json', 'png')]

@@ -40,25 +40,15 @@ The config is code: look at it before you use it. The weights are data alone, wh
 
 @dataclass
 class Published:
-    """The results that a card tells.
+    """The results that a card tells."""
 
-    Args:
-        dataset (str): The data; '' if they have no name. Defaults to ''.
-        metrics (dict[str, float]): Their names and values. Defaults to {}.
-        source (str): Who says so. Defaults to ''.
-    """
-
-    dataset: str = ''
+    dataset: str = ''  #: '' if the data have no name
     metrics: dict[str, float] = field(default_factory=dict)
-    source: str = ''
+    source: str = ''  #: Who says so
 
 
 def read_published(file: str | None, cfg: Config) -> Published:
-    """Read results of a config's model.
-
-    Args:
-        file (str, optional): The ``results.json`` of a report, or a metafile.
-        cfg (Config): The config.
+    """Read results of a config's model from the ``results.json`` of a report, or a metafile.
 
     Raises:
         UsageError: If the file has no such results.
@@ -90,16 +80,7 @@ def model_card(
     published: Published,
     license: str | None = None,
 ) -> str:
-    """Make the text of README.md.
-
-    Args:
-        repository (str): ``owner/name``.
-        cfg (Config): The config.
-        model (nn.Module): Its model.
-        classes (list[str]): Their names.
-        published (Published): The results.
-        license (str, optional): Defaults to None, which says nothing.
-    """
+    """Make the text of README.md; it says nothing of a licence if there is none."""
     hub = import_hub('mmffnet push')
     name = repository.partition('/')[2]
     masks = getattr(model, 'with_mask', False)

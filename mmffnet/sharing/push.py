@@ -39,8 +39,7 @@ def push(
         cfg (Config): The config.
         checkpoint (str): The weights: a file, an address or a short name.
         results (str, optional): The ``results.json`` of a report, or a metafile. Defaults to None.
-        dataset (str, optional): What the model was trained on. Defaults to None: what the metafile
-            says.
+        dataset (str, optional): For the card. Defaults to None: what the metafile says.
         license (str, optional): Such as 'apache-2.0'. Defaults to None, which says nothing.
         private (bool): Whether only the owner may see it. Defaults to False.
         dry_run (str, optional): A folder to write to, in place of uploading. Defaults to None.
