@@ -150,17 +150,15 @@ def _find_place(
         (x2 - width, y1),
         (x1, y2 - height),
     ]
-    best: Box = (0, 0, 0, 0)
-    least = float('inf')
+    found: list[tuple[float, Box]] = []
     for number, (x, y) in enumerate(corners):
         left = float(np.clip(x, 0, max(0, shape[1] - width)))
         top = float(np.clip(y, 0, max(0, shape[0] - height)))
         place = (left, top, left + width, top + height)
         moved = abs(left - x) + abs(top - y)
         cost = sum(_overlap(place, other) for other in taken) + moved * height + number
-        if cost < least:
-            best, least = place, cost
-    return best
+        found.append((cost, place))
+    return min(found)[1]
 
 
 def _overlap(one: Box, other: Box) -> float:
@@ -172,11 +170,20 @@ def _overlap(one: Box, other: Box) -> float:
 def paint_labels(image: np.ndarray, labels: np.ndarray, legend: Legend) -> np.ndarray:
     """Tints a picture by a label map and writes the names of what covers a good part of it.
 
-    The picture is a new one; small ones are enlarged.
+    It is grey and faint under the colours, with thin dark lines between them, and enlarged if it is
+    small.
     """
     number = int(labels.max(initial=0)) + 1
     table = np.array([*map(legend.colour, range(number)), _NOT_LABELLED])
-    painted, labels = _tint(image, np.where(labels < 0, number, labels), table)
+    painted, _ = enlarge(image)
+    labels = np.where(labels < 0, number, labels).astype(np.int32)
+    labels = cv2.resize(labels, painted.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    # a picture's own colours would change those of the classes
+    painted = 0.3 * painted.mean(axis=2, keepdims=True) + 0.7 * table[labels]
+    edge = np.zeros(labels.shape, bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    painted[edge] *= 0.4
     drawing = Image.fromarray(painted.astype(np.uint8))
     draw = ImageDraw.Draw(drawing)
     font = _font(round(_font_size(painted.shape)))
@@ -185,25 +192,6 @@ def paint_labels(image: np.ndarray, labels: np.ndarray, legend: Legend) -> np.nd
         draw.rectangle([place[0] - 3, place[1] - 3, place[2] + 3, place[3] + 3], fill='white')
         draw.text((x, y), legend.name(label), fill=_INK, font=font, anchor='mm')
     return np.asarray(drawing)
-
-
-def _tint(
-    image: np.ndarray, labels: np.ndarray, table: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Colours over a faint grey picture with thin dark lines between them, and the labels.
-
-    Both are enlarged where the picture is small.
-    """
-    painted, _ = enlarge(image)
-    size = (painted.shape[1], painted.shape[0])
-    labels = cv2.resize(labels.astype(np.int32), size, interpolation=cv2.INTER_NEAREST)
-    # a picture's own colours would change those of the classes
-    painted = 0.3 * painted.mean(axis=2, keepdims=True) + 0.7 * table[labels]
-    edge = np.zeros(labels.shape, bool)
-    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= labels[1:] != labels[:-1]
-    painted[edge] *= 0.4
-    return painted, labels
 
 
 def find_places(labels: np.ndarray, number: int) -> Iterator[tuple[float, float, int]]:

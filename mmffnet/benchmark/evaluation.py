@@ -57,11 +57,7 @@ class Results:
 
 
 def evaluate(config: str, checkpoint: str, device: str | None = None) -> Results:
-    """Run a model on the test pictures of its config; the device is the best there is if None.
-
-    Raises:
-        UsageError: If the config has no such pictures.
-    """
+    """Run a model on the test pictures of its config; the device is the best there is if None."""
     cfg = read_config(config)
     settings = dict(innermost_dataset(cfg, 'test'))
     if not settings:
@@ -219,15 +215,14 @@ def _confuse(truth: Any, found: list[dict], number: int) -> tuple[np.ndarray, li
         right, total = 0, len(real) + len(said)
         while iou.size and iou.max() >= _IOU:
             j, k = np.unravel_index(iou.argmax(), iou.shape)
-            label, guess = real[j], said[k]
+            label, guess = real.pop(j), said.pop(k)
             confusion[label, guess] += 1
             right += label == guess
-            iou[j] = iou[:, k] = 0
-            real[j] = said[k] = None
+            iou = np.delete(np.delete(iou, j, axis=0), k, axis=1)
         for label in real:
-            confusion[-1 if label is None else label, -1] += label is not None
+            confusion[label, -1] += 1
         for guess in said:
-            confusion[-1, -1 if guess is None else guess] += guess is not None
+            confusion[-1, guess] += 1
         scores.append(2 * right / total if total else 1.0)
     return confusion, scores
 
