@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as rle
 
 from mmffnet.errors import UsageError
 
@@ -115,8 +116,6 @@ def paint_outlines(data: OwnData, folder: Path) -> None:
 
     Where objects lie on each other, the small ones are seen.
     """
-    from pycocotools import mask as rle
-
     data.classes = list(dict.fromkeys(['background', *data.classes]))
     data.values = {i: i for i in range(len(data.classes))}
     for picture in data.pictures:
@@ -152,8 +151,6 @@ def _coco(classes: list[str], pictures: dict[str, Picture]) -> dict[str, Any]:
 
 
 def _outline(thing: dict[str, Any], width: int, height: int) -> dict[str, Any]:
-    from pycocotools import mask as rle  # mmdet brings it, and other tasks can do without
-
     shape = thing.get('segmentation')
     if not shape:
         return dict(area=float(np.prod(thing['bbox'][2:])))
@@ -162,8 +159,6 @@ def _outline(thing: dict[str, Any], width: int, height: int) -> dict[str, Any]:
 
 def as_run_lengths(shape: Any, width: int, height: int) -> dict[str, Any]:
     """A ``segmentation`` of COCO's format, polygons or run lengths, as pycocotools packs them."""
-    from pycocotools import mask as rle
-
     if isinstance(shape, list):
         return rle.merge(rle.frPyObjects(shape, height, width))
     return rle.frPyObjects(shape, height, width) if isinstance(shape['counts'], list) else shape

@@ -39,20 +39,9 @@ def finetune(
 ) -> Path | None:
     """Look at labelled pictures, write a config for them, train, test, and return the page.
 
-    Args:
-        root (str): The folder; nothing in it is changed.
-        out (str): The folder for all that is made.
-        task (str, optional): 'det', 'instance', 'seg' or 'cls'. Defaults to None, which is the
-            most that the labels serve.
-        minutes (float, optional): How long to train. Defaults to None.
-        epochs (int, optional): Rounds through the pictures. Defaults to None: what ``minutes``
-            allow, or 50.
-        format, group_by: See :func:`read_own_data` and :func:`split_pictures`.
-        arch, weights, size: See :func:`choose`.
-        tiles (int, optional): Width and height of tiles that larger pictures are cut into.
-        dry_run (bool): Stop after the config and the report, return None. Defaults to False.
-        resume (bool): Continue a training that was interrupted. Defaults to False.
-        say (Callable): Gets what there is to say. Defaults to print.
+    Nothing in the folder ``root`` is changed, all that is made goes to ``out``. Other arguments are
+    the options of ``mmffnet finetune``: what is None is chosen. The epochs are those that the
+    minutes allow, or 50; a dry run stops after the config and the report, and returns None.
     """
     folder = Path(out)
     config = folder / 'config.py'

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image
+from pycocotools import mask as rle
 
 from mmffnet.errors import UsageError, describe_error, shorten
 from mmffnet.inference.sources import PICTURES
@@ -202,12 +203,7 @@ class Folder:
 
 
 def read_own_data(root: str | Path, format: str | None = None) -> OwnData:
-    """Find the format of a folder and read its labels.
-
-    Args:
-        root (str | Path): The folder.
-        format (str, optional): One of :data:`FORMATS`. Defaults to None, which looks for it.
-    """
+    """Find the format of a folder, one of :data:`FORMATS`, if it is not given; read its labels."""
     root = Path(root).expanduser().resolve()
     if not root.is_dir():
         raise UsageError(f"the data folder '{root}' does not exist")
@@ -423,8 +419,6 @@ def _labelme_thing(
     if shape_type == 'rectangle' and len(points) >= 2:  # two corners, or four in other tools
         return _thing(label, _box(corners))
     if shape_type == 'mask' and mask:  # the pixels of a box, as a picture
-        from pycocotools import mask as rle
-
         pixels = np.zeros(size[::-1], np.uint8, order='F')
         with Image.open(io.BytesIO(base64.b64decode(mask))) as image:
             part = np.asarray(image) > 0
