@@ -83,11 +83,7 @@ class Job:
 
 
 def own_entries(pairs: Sequence[str]) -> list[Entry]:
-    """Makes entries of configs and checkpoints in turn.
-
-    Raises:
-        UsageError: If a config has no checkpoint.
-    """
+    """Makes entries of configs and checkpoints in turn."""
     if len(pairs) % 2:
         raise UsageError(f'configs and checkpoints come in pairs: there is none for {pairs[-1]}')
     return [

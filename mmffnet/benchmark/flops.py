@@ -64,12 +64,7 @@ def count(model: nn.Module, size: Sequence[int]) -> Cost:
 
 
 def count_network(network: Network, size: Sequence[int]) -> tuple[Cost, Cost]:
-    """Counts what a network costs as it is trained, and re-parameterised.
-
-    Raises:
-        UsageError: If the network cannot be built.
-        ValueError: If it cannot take such a picture.
-    """
+    """Counts what a network costs as it is trained, and re-parameterised."""
     for device in ('meta', 'cpu'):  # what is chosen by score needs numbers
         torch.manual_seed(0)  # and depends on the weights
         try:

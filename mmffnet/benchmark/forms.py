@@ -53,11 +53,7 @@ class Form(NamedTuple):
 
 
 def parse_form(text: str) -> Form:
-    """Reads a form such as 'eager', 'fused+channels_last+bf16' or 'openvino+bf16'.
-
-    Raises:
-        UsageError: If there is no such form.
-    """
+    """Reads a form such as 'eager', 'fused+channels_last+bf16' or 'openvino+bf16'."""
     parts = [part for part in text.split('+') if part != 'eager']
     for part in parts:
         if part not in Form._fields:
@@ -76,21 +72,11 @@ def parse_form(text: str) -> Form:
 def prepare(
     model: nn.Module, form: Form, image: Tensor, threads: int, folder: Path
 ) -> tuple[Call, int]:
-    """Brings a network, which is changed, into a form.
+    """Brings a network in eval mode, which is changed, into a form.
 
-    Args:
-        model (nn.Module): The network, in eval mode.
-        form (Form): The form.
-        image (Tensor): Its input, on the device that it is to run on.
-        threads (int): CPU threads of the runtime; PyTorch's are set for the whole process.
-        folder (Path): Where exported models go.
-
-    Returns:
-        tuple: What runs it once and returns its outputs, and its number of parameters.
-
-    Raises:
-        ImportError: If the runtime is not installed.
-        ValueError: If the network has no such form.
+    Returns what runs it once and gives its outputs, and its number of parameters. It runs on the
+    device of the image. The threads are those of a runtime: PyTorch's are set for the whole
+    process. The folder is where exported models go.
     """
     if form.fused or form.runtime:
         model = fuse(model)
@@ -123,9 +109,6 @@ def prepare_training(model: nn.Module, form: Form, image: Tensor) -> tuple[Call,
 
     The loss is the sum of all maps, weighted at random, as a plain mean of maps behind a layer norm
     has no gradient. The gradients of the call before are thrown away first.
-
-    Raises:
-        UsageError: If the form is one for inference.
     """
     if form.fused or form.freeze or form.runtime:
         raise UsageError(f'{form} is a form for inference: no training step can be measured in it')

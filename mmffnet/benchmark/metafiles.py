@@ -26,14 +26,9 @@ class Entry:
 
 
 def read_entries(metafile: str | None = None) -> list[Entry]:
-    """Reads what the metafiles list.
+    """Reads what the model index of mmffnet lists, or a metafile of one's own.
 
-    Args:
-        metafile (str, optional): A metafile of one's own; paths in it are relative to its folder,
-            or to the current one. Defaults to None, the model index of mmffnet.
-
-    Raises:
-        UsageError: If a file is not there or is no metafile.
+    Paths in that one are relative to its folder, or to the current one.
     """
     if metafile is not None:
         return _read(Path(metafile), Path(metafile).parent, Path())
@@ -43,11 +38,7 @@ def read_entries(metafile: str | None = None) -> list[Entry]:
 
 
 def select(entries: list[Entry], patterns: list[str]) -> list[Entry]:
-    """Those entries whose names match one of the patterns; all if there is no pattern.
-
-    Raises:
-        UsageError: If a pattern matches nothing.
-    """
+    """Those entries whose names match one of the patterns; all if there is no pattern."""
     for pattern in patterns:
         if not any(fnmatch(entry.name, pattern) for entry in entries):
             names = ', '.join(entry.name for entry in entries)

@@ -100,16 +100,10 @@ class Network:
 def find_network(name: str, around: str | None = None, cfg_options: Sequence[str] = ()) -> Network:
     """Finds what a name stands for.
 
-    Args:
-        name (str): A variant of FFNet or FFNetSeg, a family of :data:`FAMILIES` and a variant of
-            it (``poolformer-s12``), a key of :data:`PEERS`, ``timm:`` and a name of timm's, a
-            config (a file, or the name of one that mmffnet ships), or an exported model.
-        around (str, optional): A key of :data:`AROUND`; puts the backbone into that model.
-            Defaults to None.
-        cfg_options (Sequence[str]): Settings of the config to override. Defaults to ().
-
-    Raises:
-        UsageError: If there is no such network.
+    It is a variant of FFNet or FFNetSeg, a family of :data:`FAMILIES` and a variant of it
+    (``poolformer-s12``), a key of :data:`PEERS`, ``timm:`` and a name of timm's, a config (a file,
+    or the name of one that mmffnet ships), or an exported model. ``around``, a key of
+    :data:`AROUND`, puts a backbone into that model.
     """
     peer = PEERS.get(name)
     family, _, arch = name.partition('-')

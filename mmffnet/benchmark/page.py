@@ -17,15 +17,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mmffnet.checkpoint import atomic_write
 from mmffnet.engine.runner import read_config
 from mmffnet.errors import UsageError
 
 from .evaluation import Example, Results, evaluate
+from .report import write
 
 _WIDTH = 640  # pixels of a painted picture
 _LINES = 10  # classes whose curves are drawn
-
 
 _STYLE = """
 :root { color-scheme: light; --soft: #5b6470; --line: #dfe3e8; --blue: #2459a9 }
@@ -64,8 +63,7 @@ def write_html(path: Path, title: str, parts: Iterable[str]) -> None:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>'
     )
-    with atomic_write(path) as file:
-        file.write('\n'.join([head, *parts, '</body></html>\n']).encode())
+    write(path, '\n'.join([head, *parts, '</body></html>\n']))
 
 
 def list_items(title: str, texts: Sequence[str]) -> str:
@@ -166,10 +164,9 @@ def write_page(
     write_html(path, title, parts)
     numbers: dict[str, Any] = dict(title=title, summary=results.summary, facts=results.facts)
     numbers |= dict(classes=results.per_class, confusion=results.confusion.tolist())
-    with atomic_write(path.with_suffix('.json')) as file:
-        # JSON has no number for what could not be computed
-        finite = json.loads(json.dumps(numbers), parse_constant=lambda _: None)
-        file.write(json.dumps(finite, indent=1, ensure_ascii=False).encode())
+    # JSON has no number for what could not be computed
+    finite = json.loads(json.dumps(numbers), parse_constant=lambda _: None)
+    write(path.with_suffix('.json'), json.dumps(finite, indent=1, ensure_ascii=False))
 
 
 def _confusion(results: Results) -> str:

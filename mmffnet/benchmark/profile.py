@@ -42,22 +42,12 @@ def profile_network(
 ) -> tuple[Rows, Rows]:
     """Measures how long the parts of a network take, and which operators take it.
 
-    Args:
-        network (Network): The network.
-        form (Form): The form; compiled forms have no modules, runtimes no operators either.
-        size (tuple[int, int], optional): Height and width. Defaults to None, the network's own.
-        batch (int): Pictures at a time. Defaults to 1.
-        device (str): Defaults to 'cpu'.
-        calls (int): How many are averaged. Defaults to 5.
-        depth (int): How deep in the tree of modules to look. Defaults to 2.
-        trace (str, optional): A file for the whole trace. Defaults to None.
+    Compiled forms have no modules, runtimes no operators either. ``calls`` are averaged, ``depth``
+    is how deep in the tree of modules to look, ``trace`` a file for the whole trace.
 
     Returns:
         tuple: Rows of modules in the order in which they run, and of operators, the most expensive
         first: milliseconds per call, with what the profiler adds, and shares in percent.
-
-    Raises:
-        UsageError: If the form runs outside of PyTorch.
     """
     if form.runtime:
         raise UsageError(f'{form} runs outside of PyTorch, where nothing can be profiled')

@@ -84,11 +84,11 @@ def measure(
 
     In every round each takes one turn, in an order that moves on from round to round, so that
     whatever else the machine does meets all of them. A form that a network does not have is
-    reported, and the others are measured.
+    reported, and the others are measured. The first form is what the others are compared with.
 
     Args:
         networks (Sequence[Network]): The networks.
-        forms (Sequence[Form]): The forms; the first is what the others are compared with.
+        forms (Sequence[Form]): The forms.
         size (tuple[int, int], optional): Height and width. Defaults to None, each network's own.
         batch (int): Pictures at a time. Defaults to 1.
         device (str): Defaults to 'cpu'.

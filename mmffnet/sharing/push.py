@@ -32,20 +32,10 @@ def push(
     private: bool = False,
     dry_run: str | None = None,
 ) -> str:
-    """Write a trained model as a repository, and upload it.
+    """Write a trained model as a repository, upload it, and return what was done, for people.
 
-    Args:
-        repository (str): ``owner/name``; made if it is not there.
-        cfg (Config): The config.
-        checkpoint (str): The weights: a file, an address or a short name.
-        results (str, optional): The ``results.json`` of a report, or a metafile. Defaults to None.
-        dataset (str, optional): For the card. Defaults to None: what the metafile says.
-        license (str, optional): Such as 'apache-2.0'. Defaults to None, which says nothing.
-        private (bool): Whether only the owner may see it. Defaults to False.
-        dry_run (str, optional): A folder to write to, in place of uploading. Defaults to None.
-
-    Returns:
-        str: What was done, for people.
+    Arguments are those of ``mmffnet push``: ``results`` is the ``results.json`` of a report, or a
+    metafile, and ``dry_run`` a folder to write to in place of uploading.
 
     Raises:
         UsageError: If the model or its results cannot be read.
