@@ -4,7 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -88,10 +88,7 @@ def prepare(
     model, image = _lay_out(model, form, image)
     if form.bf16 and not whole:
         model, image = model.bfloat16(), image.bfloat16()
-    if form.compile or form.freeze:
-        _compile(model, form)
-    if form.graph:
-        _capture(model, image, InferenceGraphs)
+    _speed_up(model, form, image, InferenceGraphs)
 
     @torch.no_grad()
     def call() -> list[Tensor]:
@@ -113,10 +110,7 @@ def prepare_training(model: nn.Module, form: Form, image: Tensor) -> tuple[Call,
     if form.fused or form.freeze or form.runtime:
         raise UsageError(f'{form} is a form for inference: no training step can be measured in it')
     model, image = _lay_out(model.train(), form, image)
-    if form.compile:
-        _compile(model, form)
-    if form.graph:
-        _capture(model, image, TrainingGraph)
+    _speed_up(model, form, image, TrainingGraph)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         weights = [
@@ -151,26 +145,23 @@ def _lay_out(model: nn.Module, form: Form, image: Tensor) -> tuple[nn.Module, Te
     return model, image.contiguous(memory_format=layout)
 
 
-def _compile(model: nn.Module, form: Form) -> None:
-    # several networks share the code of their modules: each is one more compilation of it
-    torch._dynamo.config.recompile_limit = 1000
-    torch._dynamo.config.accumulated_recompile_limit = 10000
-    options = dict(options={'freezing': True}) if form.freeze else {}
-    for part in _parts(model):
-        part.compile(**options)
-
-
-def _capture(
-    model: nn.Module, image: Tensor, graphs: type[TrainingGraph | InferenceGraphs]
+def _speed_up(
+    model: nn.Module, form: Form, image: Tensor, graphs: type[TrainingGraph | InferenceGraphs]
 ) -> None:
-    if not image.is_cuda:
-        raise UsageError('graph is a form for GPUs')
-    for part in _parts(model):
-        graphs(part, warnings.warn)
-
-
-def _parts(model: Any) -> list[nn.Module]:
-    return trunk(model) if hasattr(model, 'backbone') else [model]
+    """Compiles and captures a backbone, or backbone and neck of a whole model."""
+    parts = trunk(model) if hasattr(model, 'backbone') else [model]
+    if form.compile or form.freeze:
+        # several networks share the code of their modules: each is one more compilation of it
+        torch._dynamo.config.recompile_limit = 1000
+        torch._dynamo.config.accumulated_recompile_limit = 10000
+        options = dict(options={'freezing': True}) if form.freeze else {}
+        for part in parts:
+            part.compile(**options)
+    if form.graph:
+        if not image.is_cuda:
+            raise UsageError('graph is a form for GPUs')
+        for part in parts:
+            graphs(part, warnings.warn)
 
 
 def prepare_exported(path: Path, form: Form, image: Tensor, threads: int) -> Call:

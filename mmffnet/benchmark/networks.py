@@ -48,8 +48,6 @@ PEERS = {
     'convformer_s18': Peer('convformer_s18', 224, 83.0),
     'caformer_s18': Peer('caformer_s18', 224, 83.6),
 }
-
-
 #: The families that are called ``<family>-<arch>``: class, and size of the pictures
 FAMILIES: dict[str, tuple[Any, int]] = {
     'poolformer': (PoolFormer, 224),

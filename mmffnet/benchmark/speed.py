@@ -86,17 +86,9 @@ def measure(
     whatever else the machine does meets all of them. A form that a network does not have is
     reported, and the others are measured. The first form is what the others are compared with.
 
-    Args:
-        networks (Sequence[Network]): The networks.
-        forms (Sequence[Form]): The forms.
-        size (tuple[int, int], optional): Height and width. Defaults to None, each network's own.
-        batch (int): Pictures at a time. Defaults to 1.
-        device (str): Defaults to 'cpu'.
-        rounds (int): Defaults to 20.
-        train (bool): Measure a training step, and its memory. Defaults to False.
-        cpu_time (bool): Count the time that this process gets from the CPU, not what passes on the
-            clock: for machines that others use, with one thread. Defaults to False.
-        progress (Callable): Is told what happens. Defaults to print.
+    The size is each network's own if it is None. With ``train`` a training step is measured, and
+    its memory; with ``cpu_time`` the time that this process gets from the CPU, not what passes on
+    the clock: for machines that others use, with one thread.
     """
     clock = time.process_time if cpu_time else time.perf_counter
     measurements: list[Measurement] = []
