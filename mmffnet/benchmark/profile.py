@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,19 @@ def _mark_modules(model: nn.Module, depth: int) -> list[str]:
     """Makes modules tell the profiler when they run; returns their names."""
     marked = {n: m for n, m in model.named_modules() if n and n.count('.') < depth}
     for name, module in marked.items():
-        module.forward = record_function(_MARK + name)(module.forward)
+        # by hooks: kernels for several modules at once heed these alone
+        marks: list[record_function] = []
+        module.register_forward_pre_hook(partial(_open, _MARK + name, marks))
+        module.register_forward_hook(partial(_close, marks))
     return list(marked)
+
+
+def _open(name: str, marks: list[record_function], *_: Any) -> None:
+    marks.append(record_function(name).__enter__())
+
+
+def _close(marks: list[record_function], *_: Any) -> None:
+    marks.pop().__exit__(None, None, None)
 
 
 def peak_memory(
