@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import mmcv
 import numpy as np
-from PIL import Image
 from pycocotools import mask as rle
 
 from mmffnet.errors import UsageError
@@ -99,10 +99,8 @@ def write_annotations(data: OwnData, out: Path) -> dict[str, str]:
         elif data.task == 'seg':
             lines = [f'{name}\n' for name in pictures]
             for name, picture in pictures.items():
-                mask = folder / 'masks' / f'{name}.png'
-                mask.parent.mkdir(parents=True, exist_ok=True)
                 labels = index_mask(read_mask(picture.mask), data.values)  # type: ignore[arg-type]
-                Image.fromarray(labels).save(mask)
+                mmcv.imwrite(labels, str(folder / 'masks' / f'{name}.png'))
         else:
             lines = [json.dumps(_coco(data.classes, pictures))]
         path = folder / f'{split}.{"txt" if data.task in ("cls", "seg") else "json"}'
@@ -125,8 +123,7 @@ def paint_outlines(data: OwnData, folder: Path) -> None:
         for i in np.argsort([-float(rle.area(shape)) for shape in shapes], kind='stable'):
             labels[rle.decode(shapes[i]) > 0] = data.classes.index(picture.objects[i]['category'])
         picture.mask = folder / f'{data.name(picture.path)}.png'
-        picture.mask.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(labels).save(picture.mask)
+        mmcv.imwrite(labels, str(picture.mask))
 
 
 def _coco(classes: list[str], pictures: dict[str, Picture]) -> dict[str, Any]:

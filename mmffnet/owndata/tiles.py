@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import mmcv
 import numpy as np
 from pycocotools import mask as rle
@@ -29,10 +28,9 @@ def cut_into_tiles(data: OwnData, tiling: Tiling, folder: Path) -> OwnData:
 def _cut(picture: Picture, tiling: Tiling, target: Path) -> list[Picture]:
     """The tiles of a picture, in a folder of its name; one that is no larger is copied."""
     windows = tiling.windows(*picture.size[::-1])
-    target.parent.mkdir(parents=True, exist_ok=True)
     if len(windows) == 1:
+        target.parent.mkdir(parents=True, exist_ok=True)
         return [replace(picture, path=Path(shutil.copyfile(picture.path, target)))]
-    target.mkdir(exist_ok=True)
     pixels = mmcv.imread(picture.path)  # as the training reads them: turned as EXIF says
     mask = None
     if picture.mask is not None:
@@ -42,8 +40,7 @@ def _cut(picture: Picture, tiling: Tiling, target: Path) -> list[Picture]:
     for window in windows:
         x1, y1, x2, y2 = window
         tile = Picture(target / f'{x1}_{y1}{target.suffix}', picture.split)
-        encoded = cv2.imencode(target.suffix, pixels[y1:y2, x1:x2])[1]
-        tile.path.write_bytes(encoded.tobytes())
+        mmcv.imwrite(pixels[y1:y2, x1:x2], str(tile.path))
         if mask is None:
             cropped = (_crop(thing, window, picture.size) for thing in picture.objects)
             tile.objects = [thing for thing in cropped if thing]
