@@ -76,7 +76,7 @@ def finetune(
     say(f'{len(data.pictures)} pictures with {data.format} labels, {len(data.classes)} classes')
     prints = read_pictures(data)
     say(split_pictures(data, group_by) + '\n')
-    recipe = choose(data, data.task, arch, weights, size or tiles)
+    recipe = choose(data, arch, weights, size or tiles)
     report = examine(data, recipe.size, prints)
     say(report.as_text())
     try:
@@ -89,7 +89,7 @@ def finetune(
             paint_outlines(data, folder / 'masks')
         if tiling:
             data = cut_into_tiles(data, tiling, folder / 'tiles' / data.root.name)
-            recipe = choose(data, data.task, arch, weights, size or tiles)
+            recipe = choose(data, arch, weights, size or tiles)
             say(f'{len(data.pictures)} tiles of {tiles} pixels')
         files = write_annotations(data, folder)
         recipe.epochs = epochs or recipe.epochs

@@ -44,11 +44,9 @@ class Recipe:
     reasons: list[str] = field(default_factory=list)
 
 
-def choose(
-    data: OwnData, task: str, arch: str | None, weights: str | None, size: int | None
-) -> Recipe:
+def choose(data: OwnData, arch: str | None, weights: str | None, size: int | None) -> Recipe:
     """Choose what is not given by the task, the pictures and the machine, and say why."""
-    device = get_device()
+    device, task = get_device(), data.task
     reasons = [f'{_TASKS[task][1]}: what the {data.format} labels are for (task {task})']
     count = len(data.part('train'))
     if arch is None:
@@ -59,7 +57,7 @@ def choose(
     none = 'random weights: mmffnet://ffnet-nano has seen drawn shapes alone'
     reasons.append(f'starts from {weights or none}')
     if size is None:
-        size, why = _choose_size(data, task, device)
+        size, why = _choose_size(data, device)
         reasons.append(f'pictures of {size}: {why}')
     batch, why = _choose_batch(task, arch, size, device)
     batch = max(min(batch, count // 4), 1 if task in ('det', 'instance') else 2)  # for batch norm
@@ -78,12 +76,12 @@ def choose(
     return Recipe(task, arch, size, batch, lr, weights=weights, frozen=frozen, reasons=reasons)
 
 
-def _choose_size(data: OwnData, task: str, device: str) -> tuple[int, str]:
+def _choose_size(data: OwnData, device: str) -> tuple[int, str]:
     longer = [max(picture.size) for picture in data.pictures]
-    most = 224 if task == 'cls' else 416 if device == 'cpu' else 1024
+    most = 224 if data.task == 'cls' else 416 if device == 'cpu' else 1024
     size = min(float(np.median(longer)), most)
     why = f'theirs are {np.median(longer):.0f}, at most {most} on {device}'
-    if task in ('det', 'instance') and device == 'cpu':
+    if data.task in ('det', 'instance') and device == 'cpu':
         parts = [
             math.sqrt(max(thing['bbox'][2] * thing['bbox'][3], 0)) / max(max(picture.size), 1)
             for picture in data.pictures
