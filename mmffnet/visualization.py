@@ -4,7 +4,7 @@ Pictures are arrays (H, W, 3) of uint8 in the order R, G, B.
 """
 
 import colorsys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -112,10 +112,9 @@ def _strokes(colour: Colour, width: int) -> tuple[tuple[Colour, int], tuple[Colo
 
 
 def _write_names(
-    image: np.ndarray, texts: Iterable[tuple[str, Box, Colour]], width: int
+    image: np.ndarray, texts: Sequence[tuple[str, Box, Colour]], width: int
 ) -> np.ndarray:
     """Writes a name at each box where it covers no other, the first ones at their best places."""
-    texts = list(texts)
     if not texts:
         return image
     drawing = Image.fromarray(image)

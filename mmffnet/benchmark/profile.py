@@ -121,9 +121,9 @@ def peak_memory(
     On a GPU the allocator counts them itself, on a CPU the profiler sees it give and take. What a
     library takes by itself, such as the scratch space of a convolution, is in neither.
 
-    Returns what the call returned, and the bytes, with parameters, buffers and inputs. The call
-    must free its gradients itself. ``before`` are the bytes on the GPU before any of this was
-    there, which are known if the memory of graphs is to be counted.
+    Returns the result, and the bytes, with parameters, buffers and inputs. The call must free its
+    gradients itself. ``before`` are the bytes on the GPU before any of this was there, which are
+    known if the memory of graphs is to be counted.
     """
     for parameter in model.parameters():
         parameter.grad = None

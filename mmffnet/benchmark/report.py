@@ -52,7 +52,6 @@ def write_csv(path: Path, rows: Rows) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON."""
     write(path, json.dumps(content, indent=1) + '\n')
 
 

@@ -58,7 +58,6 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles of a few values."""
     return Spread(*map(float, np.quantile(values, (0.5, 0.25, 0.75))))
 
 
