@@ -186,8 +186,6 @@ def _coco_eval(truth: Any, found: list[dict], kind: str) -> Any:
     from mmffnet.engine.fast_coco import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
-        if kind == 'bbox':
-            found = [{k: v for k, v in one.items() if k != 'segmentation'} for one in found]
         # loadRes looks at the first one
         result = COCOeval(truth, truth.loadRes(found) if found else type(truth)(), kind)
         result.evaluate()

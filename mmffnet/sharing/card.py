@@ -48,11 +48,7 @@ class Published:
 
 
 def read_published(file: str | None, cfg: Config) -> Published:
-    """Read results of a config's model from the ``results.json`` of a report, or a metafile.
-
-    Raises:
-        UsageError: If the file has no such results.
-    """
+    """Read results of a config's model from the ``results.json`` of a report, or a metafile."""
     if file is None:
         return Published()
     if not file.endswith('.json'):
