@@ -3,17 +3,13 @@
 import collections
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from mmffnet.errors import UsageError
+from mmffnet.errors import UsageError, shorten
 from mmffnet.inference import Classification, Detections, Inferencer, Result, Segmentation
 
-if TYPE_CHECKING:
-    import gradio
-
-_FONTS = ('system-ui', 'sans-serif')
 _CSS = """
 .gradio-container {
   width: 100% !important; max-width: 1280px !important; margin: 0 auto !important;
@@ -22,16 +18,8 @@ _CSS = """
 """
 
 
-def prepare(host: str = '127.0.0.1', port: int | None = None) -> None:
-    """Make sure that a page can be shown, before a model is loaded.
-
-    Args:
-        host (str): Address to listen at. Defaults to '127.0.0.1'.
-        port (int, optional): Defaults to None, any.
-
-    Raises:
-        UsageError: If gradio is not installed, or too old, or the address is not free.
-    """
+def prepare(host: str, port: int | None) -> None:
+    """Make sure that a page can be shown, before a model is loaded."""
     _import_gradio()
     try:
         with socket.socket() as trial:
@@ -41,17 +29,8 @@ def prepare(host: str = '127.0.0.1', port: int | None = None) -> None:
         raise UsageError(f'cannot listen at {host}:{port or "any port"}: {error}') from error
 
 
-def build_page(inferencer: Inferencer, title: str, score_thr: float = 0.3) -> 'gradio.Blocks':
-    """Make the page: a place for a picture, the painted result, and a slider for detectors.
-
-    Args:
-        inferencer (Inferencer): The model.
-        title (str): What to call it.
-        score_thr (float): Where the slider stands at the beginning. Defaults to 0.3.
-
-    Raises:
-        UsageError: If gradio is not installed, or too old.
-    """
+def build_page(inferencer: Inferencer, title: str, score_thr: float) -> Any:
+    """Make the page: a place for a picture, the painted result, and a slider for detectors."""
     gr = _import_gradio()
 
     def paint(result: Result | None, score: float) -> tuple[np.ndarray | None, str]:
@@ -67,8 +46,7 @@ def build_page(inferencer: Inferencer, title: str, score_thr: float = 0.3) -> 'g
         (result,) = inferencer(np.ascontiguousarray(image[..., ::-1]))
         return result, *paint(result, score)
 
-    names = inferencer.legend.classes
-    shown = ', '.join(names[:12]) + (f' and {len(names) - 12} more' if len(names) > 12 else '')
+    shown = shorten(inferencer.legend.classes, 12)
     # telemetry is off; uploads and results are deleted after an hour, and at the end
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown(f'## {title}\n{inferencer.task.capitalize()} of {shown or "unnamed classes"}')
@@ -125,29 +103,16 @@ def describe(result: Result) -> str:
     if isinstance(result, Segmentation):
         shares = result.describe()['pixels'].items()
         return ', '.join(f'{one} {100 * n / result.labels.size:.1f} %' for one, n in shares)
-    if isinstance(result, Classification):
-        ((label, score),) = result.top(1)
-        return f'**{name(label)}**, {100 * score:.1f} %'
-    raise TypeError(f'nothing is known of {type(result).__name__}')
+    assert isinstance(result, Classification)
+    ((label, score),) = result.top(1)
+    return f'**{name(label)}**, {100 * score:.1f} %'
 
 
-def serve(
-    page: 'gradio.Blocks', host: str = '127.0.0.1', port: int | None = None, block: bool = True
-) -> str:
-    """Show a page until it is interrupted.
-
-    Args:
-        page (gradio.Blocks): From :func:`build_page`.
-        host (str): Address to listen at; '0.0.0.0' lets other machines in. Defaults to
-            '127.0.0.1', this machine alone.
-        port (int, optional): Defaults to None, the first free one from 7860.
-        block (bool): Whether to wait for the end. Defaults to True.
-
-    Returns:
-        str: The page's address.
-    """
+def serve(page: Any, host: str, port: int | None) -> None:
+    """Show a page until it is interrupted; without a port at the first free one from 7860."""
     gr = _import_gradio()
-    theme = gr.themes.Soft(primary_hue='blue', font=_FONTS, font_mono=('monospace',))
+    fonts = ('system-ui', 'sans-serif')
+    theme = gr.themes.Soft(primary_hue='blue', font=fonts, font_mono=('monospace',))
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -161,9 +126,7 @@ def serve(
         css=_CSS,
     )
     print(f'the page is at {address} (Ctrl+C ends it)', flush=True)
-    if block:
-        page.block_thread()
-    return address
+    page.block_thread()
 
 
 def _import_gradio() -> Any:
