@@ -40,11 +40,8 @@ def build_page(inferencer: Inferencer, title: str, score_thr: float) -> Any:
             result = result.above(score)
         return result.paint_frame(), describe(result)  # the picture itself is beside it
 
-    def predict(image: np.ndarray | None, score: float) -> tuple[Any, np.ndarray | None, str]:
-        if image is None:
-            return None, None, ''
-        (result,) = inferencer(np.ascontiguousarray(image[..., ::-1]))
-        return result, *paint(result, score)
+    def predict(image: np.ndarray | None) -> Result | None:
+        return None if image is None else inferencer(np.ascontiguousarray(image[..., ::-1]))[0]
 
     shown = shorten(inferencer.legend.classes, 12)
     # telemetry is off; uploads and results are deleted after an hour, and at the end
@@ -79,7 +76,9 @@ def build_page(inferencer: Inferencer, title: str, score_thr: float) -> Any:
             visible=inferencer.task == 'detection',
         )
         summary = gr.Markdown(elem_id='summary')
-        picture.change(predict, [picture, score], [result, painted, summary])
+        # painted when the model has run, by where the slider is then
+        found = picture.change(predict, picture, result, show_progress_on=painted)
+        found.then(paint, [result, score], [painted, summary])
         # only the last of many movements counts; the model does not run again
         score.change(
             paint,
