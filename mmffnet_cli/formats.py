@@ -4,17 +4,11 @@ from typing import NamedTuple
 
 
 class Format(NamedTuple):
-    """What is to be known of a format.
-
-    Args:
-        suffix (str): Ending of its files.
-        runtime (str, optional): What loads them; None where they run on other systems alone.
-        detectors (bool): Whether detectors can be exported to it.
-    """
+    """What is to be known of a format."""
 
     suffix: str
-    runtime: str | None
-    detectors: bool
+    runtime: str | None  #: What loads its files; None where they run on other systems alone
+    detectors: bool  #: Whether detectors can be exported to it
 
 
 FORMATS = {

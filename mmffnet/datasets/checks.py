@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..config_types import type_name
+from ..errors import shorten
 
 #: What `tools/prepare_data.py` can fetch, by type of data set and the name of its folder
 _FETCHED = {
@@ -38,13 +39,8 @@ class BadSampleError(RuntimeError):
 def find_missing_data(cfg: Config, *parts: str) -> str | None:
     """Looks for the local files and folders that a config's data sets will want to read.
 
-    Args:
-        cfg (Config): The config.
-        *parts (str): 'train', 'val' or 'test'.
-
-    Returns:
-        str | None: What is missing, where it was looked for and how to get it; None if all is
-        there. Data that are made on first use are not missing.
+    It says what is missing, where it was looked for and how to get it; None if all is there. Data
+    that are made on first use are not missing.
     """
     missing: dict[str, list[str]] = {}
     advice: dict[str, str] = {}
@@ -87,9 +83,7 @@ def _report(root: str, names: Sequence[str], fetched: str | None) -> str:
     else:
         text = f"the data folder '{root}' does not exist (looked for {place.absolute()})"
         text += f', which should hold {", ".join(names)}' if names else ''
-    text += '. Put them there'
-    if not place.is_dir():
-        text += f' (ln -s FOLDER {place})'
+    text += '. Put them there' + ('' if place.is_dir() else f' (ln -s FOLDER {place})')
     if fetched:
         text += f', or get them: `python tools/prepare_data.py {fetched}` (`mmffnet prepare-data`)'
     return text
@@ -143,10 +137,8 @@ def without_annotations(steps: Any) -> list:
 def check_samples(runner: Any) -> None:
     """Makes a runner refuse empty data sets, and name samples that cannot be loaded.
 
-    Samplers without end would look for the first sample of an empty data set forever.
-
-    Args:
-        runner (Runner): The runner, before it has built its data loaders.
+    Samplers without end would look for the first sample of an empty data set forever. The runner
+    must not have built its data loaders yet.
     """
     runner.build_dataloader = partial(_build_dataloader, runner.build_dataloader)
 
@@ -222,14 +214,10 @@ def _check_classes(dataset: Any) -> None:
     order = [names[number] for number in sorted(numbers, key=dataset.cat2label.__getitem__)]
     if order != classes:
         raise ValueError(
-            f'{dataset.ann_file} has its categories in the order {_shorten(order)}, not in that of '
-            f'metainfo.classes, {_shorten(classes)}, and labels would get wrong names: sort the '
-            'categories of the file, or the classes, if all files have this order'
+            f'{dataset.ann_file} has its categories in the order ({shorten(order)}), not in that '
+            f'of metainfo.classes, ({shorten(classes)}), and labels would get wrong names: sort '
+            'the categories of the file, or the classes, if all files have this order'
         )
-
-
-def _shorten(names: Sequence[str]) -> str:
-    return f'({", ".join(names[:5])}{", ..." if len(names) > 5 else ""})'
 
 
 def _no_samples(dataloader: Any) -> ValueError:
@@ -239,7 +227,7 @@ def _no_samples(dataloader: Any) -> ValueError:
         there = ', '.join(_names(dataset)) or dataset.get('data_root')
         text = f'{type_name(dataset.get("type"))} with {there}'
         if classes:
-            text += f'; are its classes {_shorten(classes)} called so there?'
+            text += f'; are its classes ({shorten(classes)}) called so there?'
         texts.append(text)
     return ValueError(f'the data set has no samples: {"; ".join(texts)}')
 
@@ -247,10 +235,8 @@ def _no_samples(dataloader: Any) -> ValueError:
 def name_bad_samples(dataset: Any) -> None:
     """Makes errors in loading a sample say which one it is.
 
-    It also warns of pictures that have another size than their annotations were made for.
-
-    Args:
-        dataset (Dataset): Any data set with indices and a length; gets torch's ``__getitems__``.
+    It also warns of pictures that have another size than their annotations were made for. Any data
+    set with indices and a length gets torch's ``__getitems__`` for it.
     """
     if hasattr(dataset, '__len__') and not hasattr(dataset, '__getitems__'):
         # shared with workers, which may be new ones in every epoch

@@ -75,7 +75,7 @@ class LoadCheckedLabels:
                     else 'they must be of one size; do the two belong together?'
                 )
             )
-        if self._are_outside(labels).any():
+        if not np.isin(labels[labels >= self.num_classes], self.ignored).all():
             raise self.bad_values(results)
         return results
 
@@ -117,12 +117,6 @@ class LoadCheckedLabels:
             advice = 'Store ignored pixels as 255; or name all classes in metainfo'
         return ValueError(f'{text}. {advice}')
 
-    def _are_outside(self, labels: np.ndarray) -> np.ndarray:
-        outside = labels >= self.num_classes
-        for value in self.ignored:
-            outside &= labels != value
-        return outside
-
     def _describe_colours(self, labels: np.ndarray) -> str:
         text = f'{labels.shape[-1]} channels: it shows colours, and must hold class numbers. '
         if getattr(self.load, 'imdecode_backend', None) == 'cv2':
@@ -136,10 +130,8 @@ def check_labels(runner: Any) -> None:
     """Makes a runner check the label files of mmseg's data sets.
 
     Before the first sample is loaded, it looks for all label files, and reads some of them for
-    mistakes that no single file shows. Later each label file is checked whenever it is loaded.
-
-    Args:
-        runner (Runner): The runner, before it has built its data loaders.
+    mistakes that no single file shows. Later each label file is checked whenever it is loaded. The
+    runner must not have built its data loaders yet.
     """
     runner.build_dataloader = partial(_build_dataloader, runner, runner.build_dataloader)
 
@@ -157,15 +149,8 @@ def _build_dataloader(runner: Any, build: Callable, *args: Any, **kwargs: Any) -
 def check_dataset(dataset: Any, ignored: Sequence[int] = ()) -> None:
     """Checks label files of one of mmseg's data sets, and has it check each that it loads.
 
-    Args:
-        dataset (BaseSegDataset): The data set; LoadCheckedLabels takes the place of
-            LoadAnnotations in its pipeline. A data set without labels is left alone.
-        ignored (Sequence[int]): Values that mark ignored pixels, beside 255 and the data set's
-            ``ignore_index``. Defaults to ().
-
-    Raises:
-        FileNotFoundError: If label files are missing.
-        ValueError: If a label file is wrong, or there is no labelled pixel.
+    LoadCheckedLabels takes the place of LoadAnnotations in its pipeline. A data set without labels
+    is left alone. ``ignored`` are values of ignored pixels beside 255 and its ``ignore_index``.
     """
     classes = (dataset.metainfo or {}).get('classes') or [str(i) for i in range(256)]
     ignored = [*ignored, dataset.ignore_index]

@@ -52,12 +52,7 @@ def draw_scene(seed: int, split: int, index: int, size: int) -> Scene:
 
     What a set needs is spread over the indices, so that small sets have it too: every 25th
     picture has no object, every 12th a crowd, every sixth a large object, half are not square.
-
-    Args:
-        seed (int): The seed of the data set, 0 to 2**32 - 1.
-        split (int): The number of the split; splits share no random numbers.
-        index (int): The number of the picture within the split.
-        size (int): The longer side in pixels.
+    Splits, which are numbers, share no random numbers. ``size`` is the longer side in pixels.
     """
     dice = _Dice(seed, split, index)
     short = size * 3 // 4

@@ -100,19 +100,11 @@ class BoxCoder(nn.Module):
 def select(
     boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, cfg: Any, size: Any
 ) -> tuple[Tensor, Tensor]:
-    """Non-maximum suppression for all pictures, within groups.
+    """Non-maximum suppression for all pictures, by mmdet's ``test_cfg``.
 
-    Args:
-        boxes (Tensor): (N, M, 4).
-        scores (Tensor): (N, M).
-        groups (Tensor): (N, M) or (M,), whole numbers: boxes of other groups do not matter.
-        valid (Tensor): (N, M), which of them are candidates.
-        cfg (Any): mmdet's ``test_cfg``, with ``nms`` and ``max_per_img``.
-        size (Any): Height and width that no box exceeds.
-
-    Returns:
-        tuple[Tensor, Tensor]: Scores (N, K), descending, with -1 in empty places, and indices
-        (N, K) into M.
+    Of M boxes a picture, (N, M, 4), those that are ``valid`` are candidates. Boxes of other groups,
+    (N, M) or (M,), do not matter; no box exceeds ``size``, height and width. Returns scores (N, K),
+    descending, with -1 in empty places, and indices (N, K) into M.
     """
     count = scores.shape[1]
     candidates = valid.flatten().nonzero()[:, 0]

@@ -99,12 +99,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         _non_negative('weight_decay of the optimizer', self.base_wd)
 
     def add_params(self, params: list[dict], module: nn.Module) -> None:
-        """Adds the parameter groups of a model.
-
-        Args:
-            params (list[dict]): Where the groups are added.
-            module (nn.Module): The model, or a bare backbone.
-        """
+        """Adds the parameter groups of a model or a bare backbone to ``params``."""
         backbones = _find_backbones(module)
         depths = self._depths(module, backbones)
         undecayed = set() if self.official else _undecayed(backbones)
@@ -128,31 +123,19 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
             group['layers'].append(layer)
 
         ordered = sorted(groups.items(), key=lambda item: (min(item[1]['layers']), -item[0][1]))
-        rows: list[tuple[str, ...]] = [
-            ('layer', 'lr scale', 'weight decay', 'tensors', 'parameters', 'where')
-        ]
+        lines = ['  layer  lr scale  weight decay  tensors   parameters  where']
         for (scale, weight_decay), group in ordered:
             own = dict(lr=self.base_lr * scale, lr_scale=scale, weight_decay=weight_decay)
             params.append(dict(params=group['params'], **own))
             layers = dict.fromkeys((min(group['layers']), max(group['layers'])))
-            rows.append(
-                (
-                    '-'.join(map(str, layers)),
-                    f'{scale:.4g}',
-                    f'{weight_decay:g}',
-                    str(len(group['params'])),
-                    f'{sum(p.numel() for p in group["params"]):,}',
-                    _where(group['names']),
-                )
+            number = sum(param.numel() for param in group['params'])
+            lines.append(
+                f'{"-".join(map(str, layers)):>7}  {scale:8.4g}  {weight_decay:12g}  '
+                f'{len(group["params"]):7}  {number:11,}  {_where(group["names"])}'
             )
         if is_main_process():
             frozen = f' ({num_frozen} frozen tensors left out)' if num_frozen else ''
             title = f'Layer-wise decay {self.rate:g} of lr {self.base_lr:g}{frozen}'
-            widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
-            lines = [
-                '  '.join([*(cell.rjust(w) for cell, w in zip(row, widths, strict=False)), row[-1]])
-                for row in rows
-            ]
             print_log('\n'.join([f'{title}:', *lines]), logger='current')
 
     def _depths(self, model: nn.Module, backbones: dict[str, Any]) -> dict[str, tuple[int, int]]:

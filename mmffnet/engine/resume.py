@@ -16,11 +16,7 @@ _RESUMABLE = re.compile(r'(epoch|iter|stopped_iter)_\d+\.pth')
 
 
 def find_checkpoint(work_dir: str | Path) -> str | None:
-    """Finds the newest checkpoint of a work directory that is whole; None if there are none at all.
-
-    Raises:
-        RuntimeError: If there are checkpoints and all of them are damaged.
-    """
+    """Finds the newest whole checkpoint of a work directory; None if there are none at all."""
     work_dir = Path(work_dir).resolve()
     pointer = work_dir / 'last_checkpoint'
     named = pointer.read_text(errors='replace').strip(' \n\0') if pointer.is_file() else ''

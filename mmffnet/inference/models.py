@@ -35,12 +35,8 @@ class OpenMMLabModel:
     """A network of mmdet, mmseg or mmpretrain, from a config and a checkpoint.
 
     The config's test pipeline prepares the pictures, which may be of several sizes. Names of
-    classes come from the checkpoint, else from the config's data set, which need not be there.
-
-    Args:
-        cfg (Config): From :func:`~mmffnet.engine.runner.read_config`.
-        checkpoint, device, fuse, tta, amp, channels_last, graph: As for
-            :class:`~.inferencer.Inferencer`.
+    classes come from the checkpoint, else from the config's data set, which need not be there. The
+    arguments are those of :class:`~.inferencer.Inferencer`.
     """
 
     TASKS: ClassVar = dict(mmdet='detection', mmseg='segmentation', mmpretrain='classification')

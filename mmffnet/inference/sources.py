@@ -29,22 +29,15 @@ class Video:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that was read.
+    """A picture that was read."""
 
-    Args:
-        name (str): Its name among the results, with '/' between folders. Those of different
-            pictures differ in more than the ending.
-        file_name (str): Its own name, below the folder that was given.
-        pixels (np.ndarray): (H, W, 3) uint8, in the order B, G, R, as OpenCV has it.
-        video (Video, optional): The video that it is a frame of. Defaults to None.
-        frame (int): Its number in the video, from 0. Defaults to 0.
-    """
-
+    #: Its name among the results, with '/' between folders. Those of different pictures differ in
+    #: more than the ending
     name: str
-    file_name: str
-    pixels: np.ndarray
-    video: Video | None = None
-    frame: int = 0
+    file_name: str  #: Its own name, below the folder that was given
+    pixels: np.ndarray  #: (H, W, 3) uint8, in the order B, G, R, as OpenCV has it
+    video: Video | None = None  #: The video that it is a frame of
+    frame: int = 0  #: Its number in the video, from 0
 
 
 @dataclass(frozen=True)
@@ -57,17 +50,11 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Source:
-    """A file, camera or array to read.
+    """A file, camera or array to read."""
 
-    Args:
-        where (str | int | np.ndarray): A path, the index of a camera or the picture itself.
-        file_name (str): Its own name, below the folder or pattern that was given.
-        name (str): Its name among the results. Defaults to the same.
-    """
-
-    where: str | int | np.ndarray
-    file_name: str
-    name: str = ''
+    where: str | int | np.ndarray  #: A path, the index of a camera or the picture itself
+    file_name: str  #: Its own name, below the folder or pattern that was given
+    name: str = ''  #: Its name among the results, the same unless given
 
     @property
     def moving(self) -> bool:
