@@ -43,7 +43,7 @@ DEMOS = {
     'detection': Demo(
         'detection/maskrcnn_nano_shapes.py',
         7.5,
-        {400: 'box mAP 0.54, mask mAP 0.47', 752: 'box mAP 0.60, mask mAP 0.55'},
+        {400: 'box mAP 0.54, mask mAP 0.47', 943: 'box mAP 0.61, mask mAP 0.57'},
     ),
     'segmentation': Demo(
         'segmentation/semfpn_nano_shapes.py', 5, {400: 'mIoU 0.74', 930: 'mIoU 0.75'}

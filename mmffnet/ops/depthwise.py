@@ -56,6 +56,7 @@ class _Call:
     multiplier: int
     trains: bool  # whether the weight needs a gradient
     triton: bool  # whether Triton is asked for
+    gelu: bool  # whether GELU is to be in the same kernel
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def _is_slower(what: str, call: _Call, kernels: tuple[tuple[int, int], ...]) -> 
     for n, k, p, s in zip(call.size, call.kernel, call.padding, call.stride, strict=True):
         pixels *= (n + 2 * p - k) // s + 1
     channels = (call.channels, call.channels * call.multiplier)
+    what += '+gelu' * call.gelu
     name = class_of(what, call.dtype, kernels, call.stride[0], channels, pixels)
     return is_slower(torch.device(call.device), name)
 
@@ -174,7 +176,7 @@ def depthwise_conv2d(
     implementation = 'plain'
     if (eager or _compiles(x.device.type, kernels)) and _same_dtype(x, weight):
         x = _autocast(x)
-        implementation = _choose(x, weight, stride, padding, kernels)
+        implementation = _choose(x, weight, stride, padding, kernels, gelu)
     if implementation == 'triton':
         from .depthwise_triton import depthwise
 
@@ -222,7 +224,7 @@ def depthwise_norms(
     if len({norm.training for norm in norms}) > 1:
         return None
     x, group = _autocast(x), groups.pop()
-    call = _call(x, first.weight, first.stride, first.padding, True)
+    call = _call(x, first.weight, first.stride, first.padding, True, gelu)
     if group:  # all processes must decide alike, whatever their maps
         call = replace(call, channels_last=True, batch=1, size=call.kernel)
     elif x.numel() <= 4 * x.shape[1]:  # there may be a single value a channel
@@ -343,13 +345,14 @@ def _choose(
     stride: tuple[int, int],
     padding: tuple[int, int],
     kernels: str | None = None,
+    gelu: bool = False,
 ) -> str:
     kernels = _asked_of_compiler(kernels) if torch.compiler.is_compiling() else _asked(kernels)
     if x.dtype == torch.bfloat16 and x.device.type == 'cpu':
         warn_of_bfloat16()
     if kernels == 'plain' or x.ndim != 4 or not x.numel():
         return 'plain'
-    call = _call(x, weight, stride, padding, kernels == 'triton')
+    call = _call(x, weight, stride, padding, kernels == 'triton', gelu)
     found = next((row.implementation for row in _TABLE if row.fits(call)), 'plain')
     asked_in_vain = call.triton and call.device == 'cuda' and found != 'triton'
     if asked_in_vain and not torch.compiler.is_compiling():
@@ -376,6 +379,7 @@ def _call(
     stride: tuple[int, int],
     padding: tuple[int, int],
     triton: bool,
+    gelu: bool,
 ) -> _Call:
     return _Call(
         device=x.device.type,
@@ -390,6 +394,7 @@ def _call(
         multiplier=len(weight) // x.shape[1],
         trains=weight.requires_grad and torch.is_grad_enabled(),
         triton=triton,
+        gelu=gelu,
     )
 
 

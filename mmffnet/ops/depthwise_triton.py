@@ -78,18 +78,21 @@ class _Launcher:
         stride, top, left = geometry[:3]
         self.window = dict(M=self.out[1] // shape[1], S=stride, PH=top, PW=left)
 
-    def _blocks(self, kernel: Any, like: Tensor) -> tuple[int, tuple[int, int], dict[str, int]]:
+    def _blocks(
+        self, kernel: Any, like: Tensor, gelu: bool = False
+    ) -> tuple[int, tuple[int, int], dict[str, int]]:
         """Number of pixels, of blocks of them and of channels, and the sizes of a block."""
         shape = self.shape if kernel is kernels.input_gradient else self.out
         pixels, channels = shape[0] * shape[2] * shape[3], (self.shape[1], self.out[1])
         more = (like.dtype, self.sizes, self.window['S'])
-        sizes = blocks(kernel.__name__, like.device, channels, pixels, *more)
+        what = kernel.__name__ + '+gelu' * gelu
+        sizes = blocks(what, like.device, channels, pixels, *more)
         grid = triton.cdiv(pixels, sizes['BP']), triton.cdiv(shape[1], sizes['BC'])
         return pixels, grid, sizes
 
     def each(self, kernel: Any, *tensors: Tensor, more: tuple = (), **constants: Any) -> None:
         """Runs a kernel that writes a map."""
-        pixels, grid, sizes = self._blocks(kernel, tensors[0])
+        pixels, grid, sizes = self._blocks(kernel, tensors[0], constants.get('GELU', False))
         constants |= self.window | self.taps | sizes
         _run(kernel, grid, *tensors, pixels, *self.maps, *more, **constants)
 
@@ -97,7 +100,7 @@ class _Launcher:
         self, kernel: Any, rows: int, *tensors: Tensor, dtype: torch.dtype, **constants: Any
     ) -> Tensor:
         """Runs a kernel that sums over the map; (rows, C_out)."""
-        pixels, grid, sizes = self._blocks(kernel, tensors[0])
+        pixels, grid, sizes = self._blocks(kernel, tensors[0], constants.get('GELU', False))
         parts, each = _share(grid[0])
         found = tensors[0].new_empty((parts, rows, self.out[1]), dtype=dtype)
         constants |= self.window | self.taps | sizes

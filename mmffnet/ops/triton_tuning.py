@@ -36,7 +36,8 @@ def class_of(
     """What is chosen for at once: maps whose numbers of pixels have the same next power of 2.
 
     Args:
-        what (str): A kernel, or ``'layer'``.
+        what (str): A kernel, or ``'convolve'`` or ``'norms'`` for a layer; ``'+gelu'`` behind it if
+            it computes that as well.
         dtype (torch.dtype): Of the map.
         sizes (tuple[tuple[int, int], ...]): Height and width of the kernels.
         stride (int): Stride.
@@ -55,7 +56,7 @@ def blocks(
 ) -> dict[str, int]:
     """Sizes of the blocks of a kernel; ``more``: dtype, sizes and stride, see :func:`class_of`."""
     written = channels[0] if what == 'input_gradient' else channels[1]
-    guess = (*(_SUM_BLOCKS if what in _SUMS else _BLOCKS)[device.type], 4)
+    guess = (*(_SUM_BLOCKS if what.startswith(_SUMS) else _BLOCKS)[device.type], 4)
     found = guess
     if _trial is not None:
         found = _trial.setdefault(class_of(what, *more, channels, pixels), guess)  # type: ignore[call-arg]

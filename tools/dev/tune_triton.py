@@ -8,13 +8,21 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmffnet.models.layers import ConvNorm, DepthwiseConv2d, MultiBranchDWConv
+from mmffnet.models.layers import (
+    ConvNorm,
+    DepthwiseConv2d,
+    MultiBranchDWConv,
+    convolve_and_activate,
+)
+from mmffnet.models.layers.fusible import is_exact_gelu
+from mmffnet.models.mixers import MetaMixer
 from mmffnet.ops.depthwise import use_kernels
 from mmffnet.ops.triton_tuning import class_of, tune
 from mmffnet.registry import MODELS
@@ -22,34 +30,51 @@ from mmffnet.registry import MODELS
 DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
 
 
-def depthwise_layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules that are computed by the kernels at once."""
+class Activated(nn.Module):
+    """A layer and its GELU, which the kernels compute at once."""
+
+    def __init__(self, conv: nn.Module, act: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.act = conv, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve_and_activate(self.conv, self.act, x)
+
+
+def depthwise_layers(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """The outermost modules that are computed by the kernels, and what is computed at once."""
     fused = isinstance(module, ConvNorm) and isinstance(module.conv, DepthwiseConv2d)
     if fused or isinstance(module, (MultiBranchDWConv, DepthwiseConv2d)):
-        yield module
-    else:
-        for child in module.children():
-            yield from depthwise_layers(child)
+        yield module, module
+        return
+    acts: dict[nn.Module, nn.Module] = {}
+    if isinstance(module, MetaMixer):
+        _, key, act, _ = (getattr(module, name) for name in module.names)
+        acts = {key: act} if is_exact_gelu(act) else {}
+    for child in module.children():
+        for layer, at_once in depthwise_layers(child):
+            yield layer, Activated(layer, acts[layer]) if layer in acts else at_once
 
 
 def shapes(model: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, Tensor]]:
     """One layer of each shape class, and a map for it."""
     found: dict[str, tuple[nn.Module, Tensor]] = {}
 
-    def record(layer: nn.Module, args: tuple[Tensor], y: Tensor) -> None:
+    def record(at_once: nn.Module, layer: nn.Module, args: tuple[Tensor], y: Tensor) -> None:
         convs: Any = [m for m in layer.modules() if isinstance(m, DepthwiseConv2d)]
         what = 'convolve' if isinstance(layer, DepthwiseConv2d) else 'norms'
         name = class_of(
-            what,
+            what + '+gelu' * isinstance(at_once, Activated),
             x.dtype,
             tuple(conv.kernel_size for conv in convs),
             convs[0].stride[0],
             (args[0].shape[1], y.shape[1]),
             y.numel() // y.shape[1],
         )
-        found.setdefault(name, (layer, args[0].detach()))
+        found.setdefault(name, (at_once, args[0].detach()))
 
-    hooks = [layer.register_forward_hook(record) for layer in depthwise_layers(model)]  # type: ignore[arg-type]
+    layers = list(depthwise_layers(model))
+    hooks = [layer.register_forward_hook(partial(record, at_once)) for layer, at_once in layers]
     with torch.no_grad(), use_kernels('plain'):
         model(x)
     for hook in hooks:

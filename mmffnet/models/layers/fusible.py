@@ -258,7 +258,7 @@ def depthwise_conv(
 
 def convolve_and_activate(conv: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
     """``act(conv(x))``, at once where there is a kernel for both."""
-    if fuses(x) and _is_exact_gelu(act) and not _is_observed(conv, act):
+    if fuses(x) and is_exact_gelu(act) and not _is_observed(conv, act):
         if isinstance(conv, FusibleBlock):
             y = conv._fused(x, gelu=True)
             if y is not None:
@@ -269,12 +269,20 @@ def convolve_and_activate(conv: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
     return act(conv(x))
 
 
-def _is_exact_gelu(act: nn.Module) -> bool:
+def is_exact_gelu(act: nn.Module) -> bool:
     return type(act) is nn.GELU and act.approximate == 'none'
 
 
 def _is_observed(*modules: nn.Module) -> bool:
-    return any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+    """Whether something waits for calls of these modules, which kernels of several leave out."""
+    return any(
+        m._forward_hooks
+        or m._forward_pre_hooks
+        or m._backward_hooks
+        or m._backward_pre_hooks
+        or 'forward' in m.__dict__
+        for m in modules
+    )
 
 
 def build_norm(norm_cfg: dict | None, channels: int) -> nn.Module:

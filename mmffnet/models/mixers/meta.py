@@ -124,7 +124,7 @@ class MetaMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
             return self._interact(x)
-        for operation in self.children():
+        for operation in self.children():  # TorchScript finds no modules by their names
             x = operation(x)
         return x
 
