@@ -78,8 +78,12 @@ def build_page(inferencer: Inferencer, title: str, score_thr: float) -> Any:
         summary = gr.Markdown(elem_id='summary')
         # painted when the model has run, by where the slider is then
         found = picture.change(predict, picture, result, show_progress_on=painted)
-        more = dict(trigger_mode='always_last')  # another picture may come while one is painted
-        found.success(paint, [result, score], [painted, summary], **more)
+        found.success(
+            paint,
+            [result, score],
+            [painted, summary],
+            trigger_mode='always_last',  # another picture may come while one is painted
+        )
         # only the last of many movements counts; the model does not run again
         score.change(
             paint,

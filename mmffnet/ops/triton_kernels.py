@@ -75,6 +75,22 @@ def _convolve(
 
 
 @triton.jit
+def _convolve_one(
+    x, w, bias, p, there, co, inside, H, W, C, HO, WO, HAS_BIAS: tl.constexpr,
+    M: tl.constexpr, S: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, B: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, TAPS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """A single convolution and its bias."""
+    zs = _convolve(
+        x, w, p, there, co, inside, H, W, C, HO, WO, M, S, PH, PW, B, KH, KW, TAPS, BP, BC
+    )
+    z = zs[0]
+    if HAS_BIAS:
+        z += tl.load(bias + co, mask=inside, other=0.0).to(tl.float32)[None, :]
+    return z
+
+
+@triton.jit
 def _normal_cdf(z):
     return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476))
 
@@ -108,12 +124,10 @@ def forward(
     co = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = co < C * M
     there = p < P
-    zs = _convolve(
-        x, w, p, there, co, inside, H, W, C, HO, WO, M, S, PH, PW, B, KH, KW, TAPS, BP, BC
-    )
-    z = zs[0]
-    if HAS_BIAS:
-        z += tl.load(bias + co, mask=inside, other=0.0).to(tl.float32)[None, :]
+    z = _convolve_one(
+        x, w, bias, p, there, co, inside, H, W, C, HO, WO, HAS_BIAS,
+        M, S, PH, PW, B, KH, KW, TAPS, BP, BC,
+    )  # fmt: skip
     if GELU:
         z *= _normal_cdf(z)
     at = p.to(tl.int64)[:, None] * (C * M) + co[None, :]
@@ -131,12 +145,10 @@ def gelu_gradient(
     co = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = co < C * M
     there = p < P
-    zs = _convolve(
-        x, w, p, there, co, inside, H, W, C, HO, WO, M, S, PH, PW, B, KH, KW, TAPS, BP, BC
-    )
-    z = zs[0]
-    if HAS_BIAS:
-        z += tl.load(bias + co, mask=inside, other=0.0).to(tl.float32)[None, :]
+    z = _convolve_one(
+        x, w, bias, p, there, co, inside, H, W, C, HO, WO, HAS_BIAS,
+        M, S, PH, PW, B, KH, KW, TAPS, BP, BC,
+    )  # fmt: skip
     mask = there[:, None] & inside[None, :]
     at = p.to(tl.int64)[:, None] * (C * M) + co[None, :]
     v = tl.load(g + at, mask=mask, other=0.0).to(tl.float32)
