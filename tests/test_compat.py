@@ -349,6 +349,17 @@ def test_zip_archive_that_holds_one_checkpoint(tmp_path):
         files.read_checkpoint(path)
 
 
+def test_damaged_zip_archive(tmp_path):
+    path = tmp_path / 'detector.zip'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('detector.pth', GOOD)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedCheckpointError, match=r'detector\.zip .* is damaged'):
+        files.read_checkpoint(path)
+
+
 def test_torchscript_is_no_checkpoint(tmp_path):
     torch.jit.trace(nn.Linear(2, 2), torch.rand(1, 2)).save(tmp_path / 'model.pt')
     with pytest.raises(ValueError, match=r'model\.pt is a TorchScript model'):

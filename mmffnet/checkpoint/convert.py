@@ -27,10 +27,10 @@ def convert_names(state: dict[str, Tensor], to: str) -> OrderedDict[str, Tensor]
     networks = find_networks(state, official=to == 'ours')
     if not networks:
         raise ValueError(
-            f'no FFNet with {"official" if to == "ours" else "our"} names in it; '
+            f'no network of mmffnet with {"official" if to == "ours" else "our"} names in it; '
             f'it has {shorten(state)}'
         )
-    if to == 'official' and any(f'{p}{n.our_start}weight' in state for p, n in networks.items()):
+    if to == 'official' and any(n.is_folded(p, state) for p, n in networks.items()):
         raise ValueError('it is re-parameterised: the official names have no such form')
 
     outputs = {

@@ -2,7 +2,7 @@
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from mmengine.logging import print_log
@@ -45,34 +45,58 @@ def translate_state_dict(network: nn.Module, state_dict: dict, prefix: str, name
     of another variant, or of a re-parameterised network while this one is not, is refused.
     """
     own = network.state_dict()
-    rename: Callable[[str], str] = str
-    if any(key.startswith(prefix + names.official_start) for key in state_dict):
-        rename = names.to_ours
-    stages = len(getattr(network, 'stages', ()))
-    last_norm = f'norm{stages - 1}'
-    final_norm = _has_final_norm(network, last_norm)
+    last_norm = f'norm{len(getattr(network, "stages", ())) - 1}'
+    final_norm = last_norm if _has_final_norm(network, last_norm) else None
+    _rename(state_dict, prefix, names, own, final_norm)
+    _drop_foreign_norms(network, state_dict, prefix, own, final_norm)
+    _refuse_misfits(network, state_dict, prefix, names, own)
+
+
+def _rename(
+    state_dict: dict,
+    prefix: str,
+    names: NameMap,
+    own: dict[str, Tensor],
+    final_norm: str | None,
+) -> None:
+    """Gives tensors our names and shapes; the official final norm may be an output norm here."""
+    official = any(key.startswith(prefix + names.official_start) for key in state_dict)
     for key in [k for k in state_dict if k.startswith(prefix)]:
-        name = rename(key[len(prefix) :])
+        name = key[len(prefix) :]
+        name = names.to_ours(name) if official else name
         if final_norm and name.startswith('norm.'):
-            name = last_norm + name.removeprefix('norm')
+            name = final_norm + name.removeprefix('norm')
         value = state_dict.pop(key)
         like = own.get(name)
         if like is not None and like.shape != value.shape and _long_axes(like) == _long_axes(value):
             value = value.reshape(like.shape)
         state_dict[prefix + name] = value
-    outputs = [f'norm{i}.' for i in range(stages)]
+
+
+def _drop_foreign_norms(
+    network: Any, state_dict: dict, prefix: str, own: dict[str, Tensor], final_norm: str | None
+) -> None:
+    """Drops output norms of another kind.
+
+    The same name is a batch norm in a classifier and a layer norm in a detector, or the only norm
+    of a classifier and one of several in a detector.
+    """
+    outputs = [f'norm{i}.' for i in range(len(getattr(network, 'stages', ())))]
     present = [norm for norm in outputs if any(k.startswith(prefix + norm) for k in state_dict)]
     for norm in present:
         statistics = f'{norm}running_mean'
-        # the same name is a batch norm in a classifier and a layer norm in a detector, or the only
-        # norm of a classifier and one of several in a detector
-        other = (statistics in own) != (prefix + statistics in state_dict)
-        if statistics in own and not final_norm:
-            other |= len(present) == 1 < len(network.out_indices)  # type: ignore[arg-type]
-        if other:
+        foreign = (statistics in own) != (prefix + statistics in state_dict)
+        if statistics in own and final_norm is None:
+            foreign |= len(present) == 1 < len(network.out_indices)
+        if foreign:
             for key in [k for k in state_dict if k.startswith(prefix + norm)]:
                 del state_dict[key]
 
+
+def _refuse_misfits(
+    network: nn.Module, state_dict: dict, prefix: str, names: NameMap, own: dict[str, Tensor]
+) -> None:
+    """Raises ValueError for another variant, and for a folded state of a network that is not."""
     there = _variant({k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)})
     here = _variant(own)
     if any(there[stage] != here[stage] for stage in set(there) & set(here)):
@@ -81,8 +105,7 @@ def translate_state_dict(network: nn.Module, state_dict: dict, prefix: str, name
             f'{getattr(network, "arch", "")}: below {prefix or "its root"} its blocks are '
             f'{_describe(there)}, those of the network {_describe(here)}'
         )
-    first = f'{names.our_start}weight'
-    if prefix + first in state_dict and first not in own:
+    if names.is_folded(prefix, state_dict) and not names.is_folded('', own):
         raise ValueError(
             'the checkpoint is re-parameterised (its batch norms are folded), the network is not: '
             f'build the {type(network).__name__} with deploy=True (a whole re-parameterised model '
@@ -277,14 +300,15 @@ def find_state_dict(raw: Any, where: str, use_ema: bool = False) -> OrderedDict[
     if isinstance(raw, dict) and not all(isinstance(v, Tensor) for v in raw.values()):
         found = next((e for e in entries if isinstance(raw.get(e), dict)), None)
         if found is None:
+            hint = ' (use_ema=True takes it)' if isinstance(raw.get('model_ema'), dict) else ''
             raise ValueError(
-                f'{where} has no {" or ".join(entries)}; it has {shorten(map(str, raw))}'
+                f'{where} has no {" or ".join(entries)}; it has {shorten(map(str, raw))}{hint}'
             )
         state = raw[found]
     elif use_ema:
         raise ValueError(f'{where} holds nothing but one set of weights, use_ema finds no other')
     tensors = isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())
-    if not state or not tensors:
+    if not tensors or not state:
         raise ValueError(f'{where} holds no weights (a dict of tensors)')
     # of DistributedDataParallel, of torch.compile
     return OrderedDict((re.sub(r'^(module\.|_orig_mod\.)+', '', k), v) for k, v in state.items())

@@ -4,7 +4,7 @@ A family brings both: :func:`add_family` makes them known to the checkpoint tool
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -83,6 +83,10 @@ class NameMap:
         self._leaves = [list(leaves.items()), [(v, k) for k, v in leaves.items()]]
         #: Both names of the first layer
         self.our_start, self.official_start = next(iter(root.items()))
+
+    def is_folded(self, prefix: str, state: Container[str]) -> bool:
+        """Whether the first layer, of our names below a prefix, has lost its norm."""
+        return f'{prefix}{self.our_start}weight' in state
 
     def to_ours(self, key: str) -> str:
         """Returns our name for an official one; any other name comes back as it is."""

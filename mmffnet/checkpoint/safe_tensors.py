@@ -16,7 +16,8 @@ def read_safetensors(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
     try:
         with library.safe_open(path, framework='pt') as file:
             names = file.keys()
-            tensors = {name: file.get_tensor(name).to(map_location or 'cpu') for name in names}
+            place = _place(map_location)
+            tensors = {name: file.get_tensor(name).to(place) for name in names}
             header = file.metadata() or {}
     except library.SafetensorError as error:
         raise DamagedCheckpointError(f'cannot read {path}: it is damaged ({error})') from None
@@ -24,6 +25,16 @@ def read_safetensors(path: Path, map_location: Any = 'cpu') -> dict[str, Any]:
     with contextlib.suppress(ValueError):  # other programs may mean something else by it
         meta = json.loads(header.get('meta', 'null'))
     return dict(meta=meta, state_dict=tensors) if isinstance(meta, dict) else tensors
+
+
+def _place(map_location: Any) -> Any:
+    """Where tensors on the CPU go, by what ``torch.load`` takes."""
+    if isinstance(map_location, dict):
+        return map_location.get('cpu', 'cpu')
+    if callable(map_location):
+        moved = map_location(torch.UntypedStorage(0), 'cpu')
+        return 'cpu' if moved is None else moved.device
+    return map_location or 'cpu'
 
 
 def dump_safetensors(content: dict[str, Any], path: Path) -> bytes:

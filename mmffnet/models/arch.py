@@ -57,9 +57,11 @@ def resolve_arch(network: str, arch: Any, settings: dict[str, dict], defaults: d
     for key, default in defaults.items():
         value = arch[key]
         per_stage = isinstance(value, list | tuple) and len(value) == len(stages)
+        # one dict is for the mixers of all stages
+        fits = per_stage or (isinstance(value, dict) and key in ('token_mixer', 'channel_mixer'))
         if is_count(default):
             check_count(f'arch: {key}', value)
-        elif isinstance(default, list) and not (per_stage or isinstance(value, dict)):
+        elif isinstance(default, list) and not fits:
             raise ValueError(
                 f'arch: {key} must have an entry for each of {len(stages)} stages, got {value!r}'
             )

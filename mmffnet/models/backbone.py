@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule, ModuleList
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoint import NameMap, load_pretrained, translate_state_dict
+from ..ops.tracing import is_traced
 from .arch import (
     MixerCfg,
     check_count,
@@ -28,8 +28,8 @@ from .arch import (
 )
 from .block import MixerBlock
 from .classifier import adopt_classifier
-from .layers import CHANNEL_LAYER_NORM, FusibleBlock, reparameterize
-from .stage import Stage, is_traced
+from .layers import CHANNEL_LAYER_NORM, FusibleBlock, build_norm, reparameterize
+from .stage import Stage
 
 
 class _SkeletonTracer(torch.fx.Tracer):
@@ -205,7 +205,8 @@ class MixerBackbone(BaseModule):
             width = out_width
         if out_norm_cfg is not None:
             for i in self.out_indices:
-                self.add_module(f'norm{i}', build_norm_layer(out_norm_cfg, channels[i])[1])
+                norm = build_norm(out_norm_cfg, channels[i], 'out_norm_cfg')  # type: ignore[arg-type]
+                self.add_module(f'norm{i}', norm)
         if deploy:
             reparameterize(self)
         self._freeze_stages()
@@ -272,7 +273,7 @@ class MixerBackbone(BaseModule):
 
     @property
     def deploy(self) -> bool:
-        """Whether the network is re-parameterised."""
+        """Whether nothing is left to fold."""
         return not any(isinstance(m, FusibleBlock) for m in self.modules())
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -36,7 +36,9 @@ class DropPath(MMCVDropPath):
         if not self.training:
             return x
         keep = 1 - self.drop_prob
-        return x.div(keep) * (keep + torch.rand_like(x[:, :1, :1, :1])).floor()
+        # half precision would round the probability
+        random = torch.rand_like(x[:, :1, :1, :1], dtype=torch.float32)
+        return x.div(keep) * (keep + random).floor().to(x.dtype)
 
 
 class MixerBlock(BaseModule):

@@ -184,8 +184,7 @@ class CASViT(MixerBackbone):
     def _checkpoint_filter(self, state_dict: dict, prefix: str, *args: Any) -> None:
         # the mean of the two linear heads that some official classifiers have is linear as well
         for name in ('weight', 'bias'):
-            second = state_dict.pop(f'{prefix}dist_head.{name}', None)
-            if second is not None:
-                head = f'{prefix}head.{name}'
-                state_dict[head] = (state_dict[head] + second) / 2
+            head, second = f'{prefix}head.{name}', f'{prefix}dist_head.{name}'
+            if {head, second} <= state_dict.keys():
+                state_dict[head] = (state_dict[head] + state_dict.pop(second)) / 2
         super()._checkpoint_filter(state_dict, prefix, *args)

@@ -23,6 +23,13 @@ from ..errors import DamagedCheckpointError
 _KINDS = ('hard', 'soft')
 
 
+class _Apart(list[nn.Module]):
+    """Holds a module that is no submodule, and that copies of the holder share."""
+
+    def __deepcopy__(self, memo: Any) -> '_Apart':
+        return self
+
+
 class DistilledClassifier(ImageClassifier):
     """mmpretrain's ImageClassifier, trained on labels and on what a teacher says.
 
@@ -78,7 +85,7 @@ class DistilledClassifier(ImageClassifier):
         self.distillation = distillation
         self.alpha = alpha
         self.temperature = temperature
-        self._teacher: list[nn.Module] = []  # in a list it is no submodule
+        self._teacher = _Apart()
 
     @property
     def teacher(self) -> nn.Module:

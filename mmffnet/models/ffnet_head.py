@@ -20,6 +20,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from ..checkpoint import translate_state_dict
+from .arch import check_count, check_fraction
 from .block import MixerBlock
 from .ffnet import FFNET_HEAD_NAMES
 from .layers import ConvNorm, reparameterize
@@ -83,16 +84,20 @@ class FFNetHead(BaseDecodeHead):
                 f'FFNetHead: in_index must have one entry for each of in_channels '
                 f'{list(in_channels)}, got {in_index!r}'
             )
+        for name, value in dict(
+            head_width=head_width,
+            head_depth=head_depth,
+            expansion_ratio=expansion_ratio,
+            final_expansion_ratio=final_expansion_ratio,
+        ).items():
+            check_count(f'FFNetHead: {name}', value)
+        check_fraction('FFNetHead: drop_path_rate', drop_path_rate)
         width = head_width * final_expansion_ratio
         if channels is not None and channels != width:
             raise ValueError(
                 f'FFNetHead: channels must be head_width * final_expansion_ratio = {head_width} * '
                 f'{final_expansion_ratio} = {width}, got {channels}'
             )
-        if not isinstance(head_depth, int) or head_depth < 1:
-            raise ValueError(f'FFNetHead: head_depth must be at least 1, got {head_depth!r}')
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'FFNetHead: drop_path_rate must be in [0, 1), got {drop_path_rate!r}')
         super().__init__(
             in_channels=list(in_channels),
             channels=width,
@@ -136,7 +141,7 @@ class FFNetHead(BaseDecodeHead):
             reparameterize(self)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        if max(self.in_index) >= len(inputs):
+        if not all(-len(inputs) <= i < len(inputs) for i in self.in_index):
             raise ValueError(
                 f'FFNetHead: in_index {self.in_index} asks for more than the {len(inputs)} maps '
                 f'that the backbone gives'

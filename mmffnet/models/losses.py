@@ -38,6 +38,11 @@ class ClassDiceLoss(nn.Module):
             weight (Tensor, optional): Weights of the pixels, (N, H, W). Defaults to None, all 1.
             ignore_index (int): The label of pixels that count for nothing. Defaults to 255.
         """
+        if pred.shape[1] < 2:
+            raise ValueError(
+                f'ClassDiceLoss takes logits of at least 2 classes, got {tuple(pred.shape)}: set '
+                "the head's out_channels to 2"
+            )
         known = target != ignore_index
         labels = torch.where(known, target, 0)
         probability = pred.softmax(1, dtype=torch.promote_types(pred.dtype, torch.float32))

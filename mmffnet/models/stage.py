@@ -2,13 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.utils.checkpoint as cp
 from mmengine.model import BaseModule, Sequential
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from ..ops.depthwise import asked_kernels, use_kernels
+from ..ops.tracing import is_traced
 
 
 class Stage(BaseModule):
@@ -48,6 +50,7 @@ class Stage(BaseModule):
         # a compiler decides for itself what to keep and what to compute again
         if is_traced(x) or not torch.is_grad_enabled():
             return self.blocks(x)
+        kernels = asked_kernels()
         for block in self.blocks:
             x = cp.checkpoint(
                 block,
@@ -55,30 +58,26 @@ class Stage(BaseModule):
                 use_reentrant=False,
                 context_fn=lambda block=block: (  # type: ignore[misc]
                     contextlib.nullcontext(),
-                    _keep_statistics(block),
+                    _again(block, kernels),
                 ),
             )
         return x
 
 
-def is_traced(x: Any) -> bool:
-    """Whether the calls make a graph, in which shapes are a given and a check only adds guards."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy)
-
-
 @contextlib.contextmanager
-def _keep_statistics(module: nn.Module) -> Iterator[None]:
-    """Lets norms with statistics run without updating their statistics.
+def _again(module: nn.Module, kernels: str) -> Iterator[None]:
+    """For the second forward pass of gradient checkpointing, which is the same to autograd.
 
-    For the second forward pass of gradient checkpointing: the first one has updated them already.
-    The statistics are exchanged for copies, as the pass must otherwise be the same to autograd.
+    The backward pass may be outside of the context that chose the kernels, and in a thread of its
+    own. Norms have updated their statistics in the first pass: copies take their place.
     """
     norms = [m for m in module.modules() if isinstance(m, _NormBase)]
     buffers = [dict(norm._buffers) for norm in norms]
     for norm, kept in zip(norms, buffers, strict=True):
         norm._buffers.update({k: None if v is None else v.clone() for k, v in kept.items()})
     try:
-        yield
+        with use_kernels(kernels):
+            yield
     finally:
         for norm, kept in zip(norms, buffers, strict=True):
             norm._buffers.update(kept)

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._triton import has_triton, has_triton_package
 
+from .autocast import autocast, same_dtype
 from .depthwise_cpu import depthwise_strips, has_depthwise_kernels, warn_of_bfloat16
+from .tracing import constant_when_compiled, is_eager, is_exported
 
 #: What ``MMFFNET_KERNELS`` may be
 KERNELS = ('plain', 'auto', 'triton')
@@ -32,12 +34,6 @@ KERNELS = ('plain', 'auto', 'triton')
 _OLDEST_TRITON = (3, 6)
 
 _chosen: ContextVar[str | None] = ContextVar('kernels', default=None)
-
-
-def _constant_when_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What torch.compiler.assume_constant_result does, which imports the whole compiler first."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ class _Row:
     fits: Callable[[_Call], bool]
 
 
-@_constant_when_compiled
+@constant_when_compiled
 def _has_triton(device: str) -> bool:
     return _find_triton(device)
 
@@ -172,10 +168,10 @@ def depthwise_conv2d(
             None.
         gelu (bool): Apply GELU to the result. Defaults to False.
     """
-    eager = _is_eager(x, weight)
+    eager = is_eager(x, weight)
     implementation = 'plain'
-    if (eager or _compiles(x.device.type, kernels)) and _same_dtype(x, weight):
-        x = _autocast(x)
+    if (eager or _compiles(x.device.type, kernels)) and same_dtype(x, weight):
+        x = autocast(x)
         implementation = _choose(x, weight, stride, padding, kernels, gelu)
     if implementation == 'triton':
         from .depthwise_triton import depthwise
@@ -184,7 +180,7 @@ def depthwise_conv2d(
     if implementation == 'plain' or (implementation == 'strips' and not eager):
         y = F.conv2d(x, weight, bias, stride, padding, 1, groups or x.shape[1])
     else:
-        weight, bias = _autocast(weight), None if bias is None else _autocast(bias)
+        weight, bias = autocast(weight), None if bias is None else autocast(bias)
         compute = depthwise_strips if implementation == 'strips' else depthwise_repeat
         y = compute(x, weight, bias, stride, padding)
     return F.gelu(y) if gelu else y
@@ -192,7 +188,7 @@ def depthwise_conv2d(
 
 def fuses(x: Tensor) -> bool:
     """Whether a convolution of this map and what follows it may be computed at once."""
-    return not torch.compiler.is_compiling() and _asked() == 'triton' and _is_eager(x)
+    return not torch.compiler.is_compiling() and asked_kernels() == 'triton' and is_eager(x)
 
 
 def depthwise_norms(
@@ -213,17 +209,17 @@ def depthwise_norms(
     Returns:
         Tensor, optional: None where the parts are to be called one by one.
     """
-    if not (fuses(x) and _is_eager(*(conv.weight for conv in convs))):
+    if not (fuses(x) and is_eager(*(conv.weight for conv in convs))):
         return None
     first: Any = convs[0]
-    if x.ndim != 4 or not _same_dtype(x, first.weight):
+    if x.ndim != 4 or not same_dtype(x, first.weight):
         return None
-    groups = {_processes(norm) for norm in norms if _is_batch_norm(norm)}
-    if not all(_is_batch_norm(norm) for norm in norms) or len(groups) > 1:
+    if not all(_is_batch_norm(norm) for norm in norms):
         return None
-    if len({norm.training for norm in norms}) > 1:
+    groups = {_processes(norm) for norm in norms}  # type: ignore[arg-type]
+    if len(groups) > 1 or len({norm.training for norm in norms}) > 1:
         return None
-    x, group = _autocast(x), groups.pop()
+    x, group = autocast(x), groups.pop()
     call = _call(x, first.weight, first.stride, first.padding, True, gelu)
     if group:  # all processes must decide alike, whatever their maps
         call = replace(call, channels_last=True, batch=1, size=call.kernel)
@@ -289,18 +285,6 @@ def _check(kernels: str, name: str) -> str:
     return kernels
 
 
-def _is_eager(*tensors: Tensor) -> bool:
-    """Whether these are computed now and by PyTorch, and not traced, transformed or counted."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors)
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
-
-
 def _compiles(device: str, kernels: str | None) -> bool:
     """Whether ``torch.compile`` traces this, not an export, and might do better than PyTorch."""
     if not torch.compiler.is_compiling():
@@ -309,22 +293,8 @@ def _compiles(device: str, kernels: str | None) -> bool:
     return asked == 'triton' or (asked == 'auto' and device == 'cuda')
 
 
-def _same_dtype(x: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution finds one dtype, after autocast."""
-    return x.dtype == weight.dtype or (
-        torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, weight.dtype)
-    )
-
-
-def _autocast(x: Tensor) -> Tensor:
-    """What autocast makes of the arguments of a convolution."""
-    kind = x.device.type
-    if x.dtype == torch.float64 or kind == 'meta' or not torch.is_autocast_enabled(kind):
-        return x
-    return x.to(torch.get_autocast_dtype(kind))
-
-
-def _asked(kernels: str | None = None) -> str:
+def asked_kernels(kernels: str | None = None) -> str:
+    """The choice that holds here: an argument, :func:`use_kernels` or ``MMFFNET_KERNELS``."""
     if kernels is None:
         kernels = _chosen.get()
     if kernels is None:
@@ -332,11 +302,9 @@ def _asked(kernels: str | None = None) -> str:
     return _check(kernels, 'kernels')
 
 
-@_constant_when_compiled
+@constant_when_compiled
 def _asked_of_compiler(kernels: str | None) -> str:
-    # asked here, since code that is traced always finds that it is exported
-    exports = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)()
-    return 'plain' if exports else _asked(kernels)
+    return 'plain' if is_exported() else asked_kernels(kernels)
 
 
 def _choose(
@@ -347,7 +315,9 @@ def _choose(
     kernels: str | None = None,
     gelu: bool = False,
 ) -> str:
-    kernels = _asked_of_compiler(kernels) if torch.compiler.is_compiling() else _asked(kernels)
+    kernels = (
+        _asked_of_compiler(kernels) if torch.compiler.is_compiling() else asked_kernels(kernels)
+    )
     if x.dtype == torch.bfloat16 and x.device.type == 'cpu':
         warn_of_bfloat16()
     if kernels == 'plain' or x.ndim != 4 or not x.numel():
@@ -410,7 +380,12 @@ def describe_kernels() -> str:
     elif not on_gpu:
         why = '; no triton without a GPU'
     else:
-        found = '.'.join(map(str, torch.cuda.get_device_capability()))
+        import triton
+
+        card = '.'.join(map(str, torch.cuda.get_device_capability()))
         oldest = '.'.join(map(str, _OLDEST_TRITON))
-        why = f'; no triton: Triton {oldest} and compute capability 7.0 are needed, not {found}'
-    return f'{", ".join(names)} (MMFFNET_KERNELS={_asked()}){why}'
+        why = (
+            f'; no triton: Triton {oldest} and compute capability 7.0 are needed, not Triton '
+            f'{triton.__version__} and {card}'
+        )
+    return f'{", ".join(names)} (MMFFNET_KERNELS={asked_kernels()}){why}'

@@ -84,9 +84,8 @@ class _Launcher:
         """Number of pixels, of blocks of them and of channels, and the sizes of a block."""
         shape = self.shape if kernel is kernels.input_gradient else self.out
         pixels, channels = shape[0] * shape[2] * shape[3], (self.shape[1], self.out[1])
-        more = (like.dtype, self.sizes, self.window['S'])
-        what = kernel.__name__ + '+gelu' * gelu
-        sizes = blocks(what, like.device, channels, pixels, *more)
+        what, stride = kernel.__name__ + '+gelu' * gelu, self.window['S']
+        sizes = blocks(what, like.device, like.dtype, self.sizes, stride, channels, pixels)
         grid = triton.cdiv(pixels, sizes['BP']), triton.cdiv(shape[1], sizes['BC'])
         return pixels, grid, sizes
 

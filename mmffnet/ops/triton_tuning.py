@@ -52,16 +52,24 @@ def class_of(
 
 
 def blocks(
-    what: str, device: torch.device, channels: tuple[int, int], pixels: int, *more: Any
+    what: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: tuple[tuple[int, int], ...],
+    stride: int,
+    channels: tuple[int, int],
+    pixels: int,
 ) -> dict[str, int]:
-    """Sizes of the blocks of a kernel; ``more``: dtype, sizes and stride, see :func:`class_of`."""
+    """Sizes of the blocks of a kernel; the arguments are those of :func:`class_of`."""
     written = channels[0] if what == 'input_gradient' else channels[1]
     guess = (*(_SUM_BLOCKS if what.startswith(_SUMS) else _BLOCKS)[device.type], 4)
     found = guess
-    if _trial is not None:
-        found = _trial.setdefault(class_of(what, *more, channels, pixels), guess)  # type: ignore[call-arg]
-    elif choices := _chosen(device):
-        found = choices.get(class_of(what, *more, channels, pixels), guess)  # type: ignore[call-arg]
+    if _trial is not None or _chosen(device):
+        name = class_of(what, dtype, sizes, stride, channels, pixels)
+        if _trial is None:
+            found = _chosen(device).get(name, guess)
+        else:
+            found = _trial.setdefault(name, guess)
     return dict(
         BP=min(found[0], _power(pixels)), BC=min(found[1], _power(written)), num_warps=found[2]
     )

@@ -213,6 +213,15 @@ def test_the_raw_weights_win_unless_the_average_is_asked_for(source, tmp_path):
     torch.save({'state_dict': source}, path)
     with pytest.raises(ValueError, match='has no state_dict_ema or model_ema; it has state_dict'):
         load_pretrained(build(), path, use_ema=True)
+    torch.save({'model_ema': source}, path)
+    with pytest.raises(ValueError, match=r'it has model_ema .use_ema=True takes it'):
+        load_pretrained(build(), path)
+
+
+def test_a_file_with_a_bare_tensor(tmp_path):
+    torch.save(torch.ones(3), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r'a\.pth holds no weights'):
+        load_pretrained(build(), str(tmp_path / 'a.pth'))
 
 
 @pytest.mark.parametrize('prefix', [None, 'backbone', 'backbone.'])
@@ -477,7 +486,7 @@ def test_a_classifier_gets_its_official_final_norm_back(source, tmp_path):
 
 def test_conversion_refuses_what_it_cannot_do(source, tmp_path):
     torch.save(source, tmp_path / 'ours.pth')
-    with pytest.raises(ValueError, match=r'ours.pth: no FFNet with official names'):
+    with pytest.raises(ValueError, match=r'ours.pth: no network of mmffnet with official names'):
         convert_file(str(tmp_path / 'ours.pth'), tmp_path / 'x.pth', 'ours')
     fused = mmffnet.reparameterize(build()).state_dict()
     torch.save(fused, tmp_path / 'fused.pth')

@@ -65,6 +65,18 @@ def test_what_such_a_file_cannot_hold(tmp_path, value):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    'place', [None, 'meta', torch.device('meta'), {'cpu': 'meta'}, lambda storage, where: storage]
+)
+def test_places_are_those_of_torch_load(tmp_path, place):
+    content = dict(state_dict=dict(weight=torch.ones(2)), meta={})
+    found = []
+    for name in ('a.pth', 'a.safetensors'):
+        save_atomically(content, tmp_path / name)
+        found.append(read_checkpoint(tmp_path / name, place)['state_dict']['weight'].device)
+    assert found[0] == found[1]
+
+
 def test_files_of_other_programs(tmp_path):
     path = tmp_path / 'a.safetensors'
     safetensors.save_file({'weight': torch.ones(100, 10)}, path, {'meta': 'not JSON'})

@@ -373,6 +373,7 @@ def test_every_registry_builds_it(registry):
         (dict(arch=dict(TINY, expansion=0)), 'expansion'),
         (dict(arch=dict(TINY, stem_depth=-1)), 'stem_depth'),
         (dict(arch=dict(TINY, fusion=True)), 'fusion'),
+        (dict(arch=dict(TINY, fusion={})), 'fusion must have an entry for each of'),
         (dict(arch=dict(TINY, fusion=[False, True])), 'fusion'),
         (dict(arch='et', output_stride=4), 'output_stride'),
         (dict(arch='et', layer_scale_init_value=0.1), 'layer_scale_init_value'),

@@ -233,6 +233,12 @@ def test_norm_cfg_and_act_cfg_reach_every_layer():
         (dict(token_mixer=dict(kernel_sise=7)), "'FFNifiedAttention'.*'kernel_sise'; it takes"),
         (dict(layer_scale_init_value=-1), 'layer_scale_init_value .* got -1'),
         (dict(out_indices=True), 'out_indices .*got True'),
+        (dict(norm_cfg=dict(type='GN')), 'norm_cfg: .*GN.* for .* channels: an argument is miss'),
+        (dict(norm_cfg=dict(type='BN', momentun=1)), 'norm_cfg: .*momentun'),
+        (dict(out_norm_cfg=dict(type='GN', num_groups=3)), 'out_norm_cfg: .*GN.*divisible'),
+        (dict(act_cfg=dict(type='BN')), 'act_cfg: '),
+        (dict(act_cfg=dict(type='GELU', aproximate='tanh')), 'act_cfg: .*aproximate'),
+        (dict(token_mixer=dict(norm_cfg=dict(type='LN'))), "norm_cfg: 'LN' is over the last"),
         (dict(frozen_stages=True), 'frozen_stages .*got True'),
     ],
 )

@@ -24,6 +24,14 @@ def test_a_dropped_sample_passes_unchanged():
     torch.testing.assert_close(block.eval()(x), twice + 0.3 * block.channel_mixer(twice))
 
 
+def test_half_precision_does_not_round_the_rate():
+    """0.001 is less than bfloat16 can tell from 0."""
+    drop = MixerBlock(4, POOLING, drop_path=0.001).train().drop_path
+    y = drop(torch.ones(200_000, 1, 1, 1, dtype=torch.bfloat16))
+    assert y.dtype == torch.bfloat16
+    assert 100 < int((y == 0).sum()) < 300
+
+
 def test_post_activation():
     plain = MixerBlock(4, POOLING)
     post = MixerBlock(4, POOLING, post_act=True)

@@ -153,6 +153,14 @@ def test_any_size(family, height, width, device):
 
 
 @torch.no_grad()
+def test_without_memory(family):
+    """On the device that computes shapes alone, as where parameters are counted."""
+    x = torch.rand(1, 3, 64, 96, device='meta')
+    shapes = [out.shape for out in family.build('meta').eval()(x)]
+    assert shapes == [out.shape for out in family.build().eval()(torch.rand(x.shape))]
+
+
+@torch.no_grad()
 def test_out_indices(family, device):
     whole = family.build(device).eval()
     last = len(whole.channels) - 2

@@ -137,6 +137,7 @@ def test_the_teacher_is_no_part_of_the_model(weights):
     assert not own & {id(p) for p in model.teacher.parameters()}
     model.train()
     assert not model.teacher.training
+    assert copy.deepcopy(model).teacher is model.teacher
 
 
 def test_testing_the_student_needs_no_teacher():

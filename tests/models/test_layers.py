@@ -1,6 +1,7 @@
 """Re-parameterised networks compute the same function, and load both kinds of checkpoints."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -239,6 +240,59 @@ def test_what_is_not_plain_is_left_alone():
     expected = model(x)
     assert_same([mmffnet.reparameterize(model)(x)], [expected])
     assert sum(isinstance(m, nn.BatchNorm2d) for m in model) == 2
+
+
+def test_convolutions_that_change_their_weights_are_left_alone():
+    class Standardised(nn.Conv2d):
+        def _conv_forward(self, input, weight, bias):
+            return super()._conv_forward(input, weight / weight.std(), bias)
+
+    model = nn.Sequential(Standardised(3, 4, 3), nn.BatchNorm2d(4), DepthwiseConv2d(4, 4, 3))
+    model = disturb(model.append(nn.BatchNorm2d(4))).double().eval()
+    x = torch.randn(1, 3, 9, 8, dtype=torch.double)
+    expected = model(x)
+    assert_same([mmffnet.reparameterize(model)(x)], [expected])
+    assert [isinstance(m, nn.BatchNorm2d) for m in model] == [False, True, False, False]
+
+
+def test_who_listens_inside_a_block_is_not_dropped_in_silence():
+    for change in (
+        lambda block: block.norm.register_forward_hook(lambda module, args, out: 2 * out),
+        lambda block: block.norm.register_full_backward_hook(lambda module, *grads: None),
+        lambda block: setattr(block.conv, 'forward', lambda x: x),
+        lambda block: setattr(block, 'forward', lambda x: x),
+    ):
+        model = nn.Sequential(nn.Sequential(ConvNorm(3, 4, 3)), ConvNorm(4, 4, 3))
+        change(model[0][0])
+        with pytest.raises(ValueError, match='ConvNorm cannot be folded: its parts have hooks'):
+            mmffnet.reparameterize(model)
+        assert isinstance(model[0][0], FusibleBlock) and isinstance(model[1], FusibleBlock)
+
+
+def test_loading_keeps_no_copy_of_who_listens():
+    class Recorder:
+        def __init__(self, model):
+            self.model, self.lock = model, threading.Lock()  # which cannot be copied
+
+        def __call__(self, module, args, out):
+            self.heard = out
+
+    model = build(deploy=False).double().eval()
+    before = copy.deepcopy(model.state_dict())
+    recorder = Recorder(model)
+    model.stem.conv1.register_forward_hook(recorder)
+    x = torch.rand(1, 3, 64, 64, dtype=torch.double)
+    expected = model(x)
+    mmffnet.reparameterize(model)
+    assert_same(model(x), expected)
+    assert recorder.heard.shape[1] == 8
+    with torch.no_grad():
+        for param in model.parameters():
+            param.zero_()
+    model.load_state_dict(before)
+    assert_same(model(x), expected)
+    structure = next(iter(model.stem.conv1._load_state_dict_pre_hooks.values())).hook.block
+    assert all(t.is_meta for t in [*structure.parameters(), *structure.buffers()])
 
 
 def test_whole_segmentor_and_its_deploy_config(tmp_path):

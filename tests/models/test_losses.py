@@ -48,6 +48,11 @@ def test_large_maps_and_half_precision(dtype):
     assert loss == pytest.approx(float(ClassDiceLoss()(pred.double(), target)), abs=1e-5)
 
 
+def test_a_single_class_is_refused():
+    with pytest.raises(ValueError, match='at least 2 classes'):
+        ClassDiceLoss()(torch.rand(2, 1, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long))
+
+
 def test_in_a_decode_head_of_mmseg():
     pytest.importorskip('mmseg')
     from mmseg.models.decode_heads import FCNHead

@@ -89,11 +89,31 @@ def test_fourier_matrices_are_the_fft(size, monkeypatch):
     x = torch.randn(2, 16, *size, dtype=torch.double, requires_grad=True)
     expected = mixer(x)
     (gradient,) = torch.autograd.grad(expected.square().sum(), x)
-    monkeypatch.setattr(frequency, '_is_exported', lambda: True)
+    monkeypatch.setattr(frequency, 'is_exported', lambda: True)
     actual = mixer(x)
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
     actual = torch.autograd.grad(actual.square().sum(), x)[0]
     torch.testing.assert_close(actual, gradient, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_compiled_frequency_filter_has_the_fft(training):
+    """Matrices are for exported models alone."""
+    graphs = []
+
+    def look(graph, inputs):
+        graphs.append(graph.code)
+        return graph
+
+    mixer = build('AdaptiveFrequencyFilter').train(training)
+    x = torch.randn(2, 16, 6, 7, dtype=torch.double)
+    torch._dynamo.reset()
+    compiled = torch.compile(mixer, backend=look, fullgraph=True)
+    torch.testing.assert_close(compiled(x), mixer(x), rtol=1e-12, atol=1e-12)
+    assert 'rfft2' in graphs[0] and len(graphs) == 1
+    exported = torch.export.export(mixer, (x,), strict=training).module()
+    assert 'fft' not in exported.code
+    torch.testing.assert_close(exported(x), mixer(x), rtol=1e-10, atol=1e-10)
 
 
 def test_frequency_filter_parameters_and_init():
@@ -242,7 +262,8 @@ def test_shuffling_step_by_step(size, groups):
     x = torch.randn(2, 16, *size, dtype=torch.double)
     length = size[0] * size[1]
     padded = -(-length // 4) * 4
-    channels, *scalars = (p[0] for p in shuffle._draw(3, 16, groups, padded))
+    permutations = shuffle._permutations(3, 16, groups, padded, 'cpu')
+    channels, *scalars = (p[0].numpy() for p in permutations)
     z = torch.zeros(2, padded, 16, dtype=torch.double)
     z[:, :length] = mixer.norm(x).flatten(2).mT
     expected = torch.zeros_like(z)
@@ -267,7 +288,7 @@ def test_shuffling_step_by_step(size, groups):
 
 def test_permutations_are_fixed():
     """Weights are worth nothing with others."""
-    channels, scalars = (p[0] for p in shuffle._draw(0, 8, 1, 4))
+    channels, scalars = (p[0].numpy() for p in shuffle._permutations(0, 8, 1, 4, 'cpu'))
     assert channels.tolist() == np.random.RandomState(0).permutation(8).tolist()
     assert channels.tolist() == [6, 2, 1, 7, 3, 0, 5, 4]
     assert sorted(scalars) == list(range(32))

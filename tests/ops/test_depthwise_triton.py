@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mmffnet
+from mmffnet.models import FFNet
 from mmffnet.models.layers import ConvNorm, DepthwiseConv2d, MultiBranchDWConv
 from mmffnet.models.mixers import FFNifiedAttention
 from mmffnet.ops import depthwise
@@ -206,6 +207,25 @@ def outcome(model, x, kernels):
         y = model(x)
     grads = torch.autograd.grad(y.float().square().sum(), list(model.parameters()))
     return [y, *grads, *model.buffers()]
+
+
+def test_recomputation_runs_on_the_kernels_of_the_first_pass(device, monkeypatch):
+    """Although the backward pass is outside of the choice."""
+    used = count_calls(monkeypatch)
+    arch = dict(depths=[1], channels=[8], stem_channels=8)
+    plain, again = (
+        FFNet(arch, out_norm_cfg=None, with_cp=cp).to(device, memory_format=LAST).train()
+        for cp in (False, True)
+    )
+    again.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 32, 32).to(device, memory_format=LAST)
+    for model in (plain, again):
+        with use_kernels('triton'):
+            (y,) = model(x)
+        (y.square() * y.detach().cos()).sum().backward()
+    assert used
+    for a, b in zip(plain.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
 
 
 @pytest.mark.parametrize('mode', ['train', 'eval', 'mixed'])
@@ -431,8 +451,8 @@ def test_tuning(device, tmp_path, monkeypatch):
     monkeypatch.setenv('MMFFNET_TRITON_CHOICES', str(path))
     more = (torch.float32, ((3, 3),), 1)
     expected = dict(BP=4, BC=2, num_warps=4)
-    assert tuning.blocks('forward', x.device, (3, 3), 32, *more) == expected
-    assert tuning.blocks('forward', x.device, (3, 3), 33, *more) != expected
+    assert tuning.blocks('forward', x.device, *more, (3, 3), 32) == expected
+    assert tuning.blocks('forward', x.device, *more, (3, 3), 33) != expected
     used = count_calls(monkeypatch)
     outcome(block, x, 'triton')
     assert used == ['norms', 'convolve']

@@ -2,7 +2,6 @@
 
 from .depthwise import DepthwiseConv2d
 from .fusible import (
-    BRANCHES,
     ConvNorm,
     FusibleBlock,
     MultiBranchDWConv,
@@ -15,7 +14,6 @@ from .norm import CHANNEL_LAYER_NORM, ChannelLayerNorm
 from .reparameterize import Reparameterized, reparameterize
 
 __all__ = [
-    'BRANCHES',
     'CHANNEL_LAYER_NORM',
     'ChannelLayerNorm',
     'ConvNorm',

@@ -1,6 +1,7 @@
 """Convolution + batch-norm building blocks that fold into one convolution."""
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...ops.depthwise import depthwise_conv2d, depthwise_norms, fuses
-from ..arch import check_odd
+from ...ops.tracing import is_observed
+from ..arch import check_layer_cfg, check_odd
 from .depthwise import DepthwiseConv2d
 
 #: Where a module keeps what listens to it, and with which arguments
@@ -22,7 +24,7 @@ _FORWARD_HOOKS = (
 )
 
 #: The forms that a depthwise convolution can take, see :func:`depthwise_conv`.
-BRANCHES = ('plain', 'norm', 'pair', 'strips')
+_BRANCHES = ('plain', 'norm', 'pair', 'strips')
 
 
 class FusibleBlock(nn.Module):
@@ -33,6 +35,11 @@ class FusibleBlock(nn.Module):
 
     def fuse(self) -> nn.Conv2d:
         """Returns the equivalent convolution, with this block's dtype, device and flags."""
+        if self._is_observed_inside() or 'forward' in vars(self):
+            raise ValueError(
+                f'{type(self).__name__} cannot be folded: its parts have hooks or a forward of '
+                'their own, which would be gone; remove them first'
+            )
         kernel, bias, like = self.folded()
         conv = conv_like(like, kernel, bias)
         conv._register_load_state_dict_pre_hook(FuseOnLoad(self))
@@ -44,6 +51,9 @@ class FusibleBlock(nn.Module):
         """Returns kernel and bias in float64, and a convolution to take all else from."""
         raise NotImplementedError(f'{type(self).__name__} must define folded()')
 
+    def _is_observed_inside(self) -> bool:
+        return is_observed(*(m for m in self.modules() if m is not self))
+
     @torch.jit.unused
     def _fused(self, x: Tensor, gelu: bool = False) -> Tensor | None:
         """The sum of the conv-norm branches, where kernels compute all of them at once."""
@@ -54,7 +64,7 @@ class FusibleBlock(nn.Module):
             return None
         if not isinstance(parts[0].conv, DepthwiseConv2d):
             return None
-        if _is_observed(*(m for m in self.modules() if m is not self)):
+        if self._is_observed_inside():
             return None
         convs, norms = zip(*((part.conv, part.norm) for part in parts), strict=True)
         return depthwise_norms(x, convs, norms, gelu)
@@ -247,8 +257,8 @@ def depthwise_conv(
         norm_cfg (dict, optional): The norm. Defaults to ``dict(type='BN')``.
     """
     check_odd('kernel_size', kernel_size)
-    if branches not in BRANCHES:
-        raise ValueError(f'branches must be one of {BRANCHES}, got {branches!r}')
+    if branches not in _BRANCHES:
+        raise ValueError(f'branches must be one of {_BRANCHES}, got {branches!r}')
     if branches == 'plain':
         return DepthwiseConv2d(channels, channels, kernel_size, padding=kernel_size // 2)
     if branches == 'norm':
@@ -258,7 +268,7 @@ def depthwise_conv(
 
 def convolve_and_activate(conv: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
     """``act(conv(x))``, at once where there is a kernel for both."""
-    if fuses(x) and is_exact_gelu(act) and not _is_observed(conv, act):
+    if fuses(x) and is_exact_gelu(act) and not is_observed(conv, act):
         if isinstance(conv, FusibleBlock):
             y = conv._fused(x, gelu=True)
             if y is not None:
@@ -273,21 +283,15 @@ def is_exact_gelu(act: nn.Module) -> bool:
     return type(act) is nn.GELU and act.approximate == 'none'
 
 
-def _is_observed(*modules: nn.Module) -> bool:
-    """Whether something waits for calls of these modules, which kernels of several leave out."""
-    return any(
-        m._forward_hooks
-        or m._forward_pre_hooks
-        or m._backward_hooks
-        or m._backward_pre_hooks
-        or 'forward' in m.__dict__
-        for m in modules
-    )
-
-
-def build_norm(norm_cfg: dict | None, channels: int) -> nn.Module:
-    """Builds the norm of a config, batch norm where there is none."""
-    return build_norm_layer(norm_cfg or dict(type='BN'), channels)[1]
+def build_norm(norm_cfg: dict | None, channels: int, name: str = 'norm_cfg') -> nn.Module:
+    """Builds the norm of a config, batch norm where there is none; ``name`` is for errors."""
+    norm_cfg = norm_cfg or dict(type='BN')
+    check_layer_cfg(name, norm_cfg)
+    try:
+        return build_norm_layer(norm_cfg, channels)[1]
+    except (AssertionError, TypeError, ValueError) as error:  # mmcv asserts some without a word
+        reason = str(error) or 'an argument is missing'
+        raise ValueError(f'{name}: {dict(norm_cfg)} for {channels} channels: {reason}') from error
 
 
 def fold_norm(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -351,8 +355,13 @@ class FuseOnLoad:
     """
 
     def __init__(self, block: FusibleBlock, conv: str = ''):
-        # only structure is needed to fuse what a checkpoint brings, hence no memory for it
-        self.block = copy.deepcopy(block).to('meta')
+        # only structure is needed to fuse what a checkpoint brings: no memory, and nobody listens
+        memo: dict[int, Any] = {id(p): nn.Parameter(p.to('meta')) for p in block.parameters()}
+        memo |= {id(b): b.to('meta') for b in block.buffers()}
+        for m in block.modules():
+            hooks = (*_FORWARD_HOOKS, '_backward_hooks', '_backward_pre_hooks')
+            memo |= {id(getattr(m, name)): OrderedDict() for name in hooks}
+        self.block = copy.deepcopy(block, memo)
         self.conv = conv
 
     def __call__(self, state_dict: dict, prefix: str, *args: Any) -> None:

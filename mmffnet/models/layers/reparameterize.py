@@ -8,7 +8,9 @@ from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...ops.tracing import is_observed
 from ...registry import MODELS
+from .depthwise import DepthwiseConv2d
 from .fusible import FuseOnLoad, FusibleBlock, can_fold, conv_like, fold_norm
 
 
@@ -34,8 +36,8 @@ def reparameterize(model: nn.Module) -> nn.Module:
     where their order is certain as long as a module is called as a whole: inside mmcv's
     ``ConvModule`` and as neighbours in a ``Sequential``. (Where a model calls a ``ConvModule`` with
     ``norm=False``, or the convolution of a ``Sequential`` alone, it gets the norm all the same.)
-    dtype, device, memory format, ``training``, ``requires_grad`` and forward hooks are kept.
-    Calling it twice changes nothing more.
+    dtype, device, memory format, ``training``, ``requires_grad`` and the forward hooks of a block
+    are kept. Calling it twice changes nothing more.
 
     Args:
         model (nn.Module): The model; changed in place.
@@ -44,7 +46,8 @@ def reparameterize(model: nn.Module) -> nn.Module:
         nn.Module: The same model (a new convolution if ``model`` itself is one fusible block).
 
     Raises:
-        ValueError: If a block's norm is not a batch norm; the model is then left as it was.
+        ValueError: If a block's norm is not a batch norm, or something listens to a part of a
+            block; the model is then left as it was.
     """
     if isinstance(model, FusibleBlock):
         return model.fuse()
@@ -107,15 +110,17 @@ def _is_plain(module: nn.Module | None, forwards: set) -> bool:
 
     Subclasses (deformable, weight-standardised...) may compute something else.
     """
-    if module is None:
+    if module is None or is_observed(module):
         return False
-    hooks = (*module._forward_hooks, *module._forward_pre_hooks)
-    return not hooks and 'forward' not in vars(module) and type(module).forward in forwards
+    kind: Any = type(module)
+    return (kind.forward, getattr(kind, '_conv_forward', None)) in forwards
 
 
 # mmcv's Conv2d only adds support for empty inputs
-_PLAIN_CONVS = {nn.Conv2d.forward, MODELS.get('Conv').forward}
-_PLAIN_NORMS = {_BatchNorm.forward, nn.SyncBatchNorm.forward}
+_PLAIN_CONVS = {
+    (kind.forward, kind._conv_forward) for kind in (nn.Conv2d, DepthwiseConv2d, MODELS.get('Conv'))
+}
+_PLAIN_NORMS = {(kind.forward, None) for kind in (_BatchNorm, nn.SyncBatchNorm)}
 
 
 @MODELS.register_module()

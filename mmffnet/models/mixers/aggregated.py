@@ -4,19 +4,20 @@ Paper: TransNeXt: Robust Foveal Visual Perception for Vision Transformers,
 https://arxiv.org/abs/2311.17132. Written anew from a description of the architecture.
 """
 
-import contextlib
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.autocast import full_precision
+from ...ops.tracing import is_traced
 from ...registry import MODELS
 from ..arch import check_channels, check_count, check_odd
 from ..layers.norm import in_format_of
-from ..stage import is_traced
+from .constants import constants
 from .conv_glu import PointwiseLinear
-from .position_bias import PositionBias, call, constants, pooling, weighted, window
+from .position_bias import PositionBias, call, pooling, weighted, window
 
 #: Logits of an image that are computed at once; 64 MiB in float32
 CHUNK_SIZE = 2**24
@@ -100,13 +101,6 @@ class _CosineQueries(nn.Module):
         return [slice(i, min(i + rows, height)) for i in range(0, height, rows)], recompute
 
 
-def _full_precision(x: Tensor) -> contextlib.AbstractContextManager:
-    """Ends autocast: a half number is too coarse for logits, which are up to 40."""
-    kind = x.device.type
-    on = kind != 'meta' and torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if on else contextlib.nullcontext()
-
-
 @MODELS.register_module()
 class AggregatedAttention(_CosineQueries):
     """TransNeXt's attention to the neighbours and to a pooled map at once, in one softmax.
@@ -167,7 +161,7 @@ class AggregatedAttention(_CosineQueries):
         tokens = self.pool_norm(pooled.flatten(2).mT.contiguous())
         far = F.linear(tokens, self.key_value.weight, self.key_value.bias)
         query, near = self.query(x), self.key_value(x)
-        with _full_precision(x):
+        with full_precision(x):  # logits are up to 40
             y = self._aggregate(x, query, near, far)
         return self.project(in_format_of(x, y.flatten(1, 2).to(query.dtype)))
 
@@ -271,7 +265,7 @@ class CosineAttention(_CosineQueries):
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.query_key_value(x)
-        with _full_precision(x):
+        with full_precision(x):
             y = self._attend(x, qkv)
         return self.project(in_format_of(x, y.flatten(1, 2).to(qkv.dtype)))
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from ...config_types import find_type
 from ...registry import MODELS
+from ..arch import check_layer_cfg
 
 
 def build_mixer(cfg: dict, channels: int, **defaults: Any) -> nn.Module:
@@ -39,4 +40,9 @@ def build_mixer(cfg: dict, channels: int, **defaults: Any) -> nn.Module:
 
 def build_act(act_cfg: dict | None) -> nn.Module:
     """Builds the activation of a config, exact (erf) GELU where there is none."""
-    return build_activation_layer(act_cfg or dict(type='GELU'))
+    act_cfg = act_cfg or dict(type='GELU')
+    check_layer_cfg('act_cfg', act_cfg)
+    try:
+        return build_activation_layer(act_cfg)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ValueError(f'act_cfg: {dict(act_cfg)}: {error}') from error

@@ -5,15 +5,16 @@ Original implementation: https://github.com/microsoft/TokenMixers (MIT). Written
 description of the operator.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.autocast import full_precision
+from ...ops.tracing import is_exported
 from ...registry import MODELS
 from ..arch import check_channels
 from .build import build_act
+from .grid import angles
 
 
 @MODELS.register_module()
@@ -60,7 +61,7 @@ class AdaptiveFrequencyFilter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # there is no half FFT for most sizes, and its sums would overflow
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             y = self.filter(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
         return x + y if self.residual else y
 
@@ -89,13 +90,9 @@ def _complex_layer(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.einsum('kio,nkihw->nkohw', matrix, z) + bias
 
 
-def _is_exported() -> bool:
-    return torch.compiler.is_exporting()
-
-
 def _transform(x: Tensor) -> tuple[Tensor, Tensor]:
     """Real and imaginary part of the orthonormal rfft2."""
-    if not _is_exported():
+    if not is_exported():
         spectrum = torch.fft.rfft2(x, norm='ortho')
         return spectrum.real, spectrum.imag
     height, width = x.shape[-2:]
@@ -107,7 +104,7 @@ def _transform(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _inverse(re: Tensor, im: Tensor, height: int, width: int) -> Tensor:
     """The orthonormal irfft2."""
-    if not _is_exported():
+    if not is_exported():
         return torch.fft.irfft2(torch.complex(re, im), s=(height, width), norm='ortho')
     cos, sin = _fourier(height, height, re)
     re, im = cos @ re - sin @ im, cos @ im + sin @ re
@@ -122,7 +119,5 @@ def _fourier(length: int, frequencies: int, like: Tensor) -> tuple[Tensor, Tenso
     """Cosines and sines (length, frequencies) of the orthonormal transform."""
     n = torch.arange(length, device=like.device)
     k = torch.arange(frequencies, device=like.device)
-    # whole turns are taken away while they are integers (ONNX has no remainder of a free length)
-    turns = n[:, None] * k
-    angle = (turns % torch.full_like(turns, length)).to(like.dtype) * (2 * math.pi / length)
+    angle = angles(n[:, None] * k, length, like)
     return angle.cos() * length**-0.5, angle.sin() * length**-0.5

@@ -1,4 +1,6 @@
-"""Averages over a grid of fixed size, for mixers that must take maps of any size."""
+"""Averages over a grid of fixed size, and angles, for mixers that must take maps of any size."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -28,3 +30,10 @@ def _cells(length: int, cells: int, like: Tensor) -> Tensor:
     first, last = cell * length // cells, ((cell + 1) * length - 1) // cells
     inside = ((position >= first) * (position <= last)).to(like.dtype)
     return inside / (last - first + 1)
+
+
+def angles(steps: Tensor, period: int, like: Tensor) -> Tensor:
+    """The angles of integer steps on a circle of ``period`` of them."""
+    # whole turns are taken away while they are integers (ONNX has no remainder of a free length)
+    rest = steps % torch.full_like(steps, period)
+    return rest.to(like.dtype) * (2 * math.pi / period)

@@ -3,44 +3,19 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint as cp
 from torch import Tensor, nn
 
-from ..stage import is_traced
+from ...ops.tracing import is_traced
+from .constants import constants
 
 #: The logit of what is no key; finite, since infinity times a weight of 0 is not a number
 _NEVER = -1e9
-
-
-class _Constants:
-    """Calls functions that make tensors for a size, and keeps what they made.
-
-    They are no buffers: they follow the device of the input and are in no state dict.
-    """
-
-    def __init__(self) -> None:
-        self._keep = functools.lru_cache(maxsize=128)(self._make)
-        self._captured: dict[int, Any] = {}
-
-    @staticmethod
-    def _make(make: Callable, *args: Any) -> Any:
-        with torch.inference_mode(False), torch.no_grad():
-            return make(*args)
-
-    def __call__(self, x: Tensor, make: Callable, *args: Any) -> Any:
-        # a graph, or a tensor without values, makes tensors that are good for nothing else
-        keep = type(x) is Tensor and not is_traced(x)
-        found = (self._keep if keep else self._make)(make, *args, x.device)
-        if keep and x.is_cuda and torch.cuda.is_current_stream_capturing():
-            self._captured[id(found)] = found  # a graph reads it where it is, long after this call
-        return found
-
-
-constants = _Constants()
+#: Width of the MLP
+_HIDDEN = 512
 
 
 def _edges(size: int, bins: int) -> tuple[list[int], list[int]]:
@@ -141,7 +116,6 @@ class PositionBias(nn.Module):
         bias_size (int, optional): Side of the square map whose bias is computed and then
             interpolated. Defaults to None, which is no interpolation: the bias is computed for the
             size of the input, whatever it is.
-        hidden_channels (int): Width of the MLP. Defaults to 512.
     """
 
     def __init__(
@@ -150,14 +124,13 @@ class PositionBias(nn.Module):
         sr_ratio: int,
         pretrain_size: int,
         bias_size: int | None = None,
-        hidden_channels: int = 512,
     ):
         super().__init__()
         self.sr_ratio = sr_ratio
         self.pretrain_size = pretrain_size
         self.bias_size = bias_size
-        self.hidden = nn.Linear(2, hidden_channels)
-        self.out = nn.Linear(hidden_channels, heads)
+        self.hidden = nn.Linear(2, _HIDDEN)
+        self.out = nn.Linear(_HIDDEN, heads)
 
     def bins(self, size: int) -> int:
         """Number of keys along an axis."""
@@ -166,11 +139,8 @@ class PositionBias(nn.Module):
     def forward(self, x: Tensor, dtype: torch.dtype, chunk: int, recompute: bool) -> 'Bias':
         """Makes the bias for a map, ready to be cut into rows of queries."""
         height, width = map(int, x.shape[2:])
-        (dh, rows, row_weights), (dw, columns, column_weights) = (
-            constants(x, _axis, n, self.bins(n), grid, self.bins(grid))
-            for n in (height, width)
-            for grid in [self.bias_size or n]
-        )
+        dh, rows, row_weights = self._axis(x, height)
+        dw, columns, column_weights = self._axis(x, width)
         weight, shift = self.hidden.weight.to(dtype), self.hidden.bias.to(dtype)
         out = [p.to(dtype) for p in self.out.parameters()]
         across = self._scale(dw, dtype)[:, None] * weight[:, 1] + shift
@@ -187,6 +157,10 @@ class PositionBias(nn.Module):
         taken = weighted(values, 2, columns, column_weights.to(dtype))
         taken = taken.unflatten(2, columns.shape[1:]).transpose(1, 2)
         return Bias(taken, rows, row_weights.to(dtype))
+
+    def _axis(self, x: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        grid = self.bias_size or size
+        return constants(x, _axis, size, self.bins(size), grid, self.bins(grid))
 
     def _scale(self, offsets: Tensor, dtype: torch.dtype) -> Tensor:
         offsets = offsets * (8 / (self.pretrain_size - 1))
@@ -208,11 +182,11 @@ class Bias:
     weights: Tensor
 
     def with_extra_key(self) -> 'Bias':
-        """Returns it with one more row of keys: a key without bias, and then none."""
+        """Returns it with one more row of keys, of which the first alone is a key, without bias."""
         extra = torch.full_like(self.values[:, :, :1], _NEVER)
         extra[..., 0] = 0
         places = F.pad(self.places, (0, 1), value=self.values.shape[2])
-        weights = F.pad(self.weights, (0, 1), value=1 / len(places))
+        weights = F.pad(self.weights, (0, 1), value=1 / len(places))  # all taps take the new row
         return Bias(torch.cat([self.values, extra], 2), places, weights)
 
     def rows(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,7 +196,7 @@ class Bias:
 
 def weighted(values: Tensor, dim: int, places: Tensor, weights: Tensor) -> Tensor:
     """Sums up the taps, ``(taps, queries, keys)``, of an axis of ``values``."""
-    if len(places) == 1:
+    if len(places) == 1:  # whose weights are 1
         return values.index_select(dim, places[0].flatten())
     shape = [-1 if i == dim else 1 for i in range(values.ndim)]
     taps = zip(places, weights, strict=True)

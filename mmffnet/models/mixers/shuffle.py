@@ -5,19 +5,23 @@ description alone.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.tracing import constant_when_compiled
 from ...registry import MODELS
 from ..arch import check_channels
 from ..layers import ChannelLayerNorm
+from .constants import Constants
 
 #: Runs that a shuffled map is cut into
 _RUNS = 4
+
+#: Permutations of all scalars of a map take as much memory as the map
+_kept = Constants(16)
 
 
 @MODELS.register_module()
@@ -59,8 +63,6 @@ class ShuffleMixer(nn.Module):
         self.attentions = nn.ModuleList(
             _Attention(channels // groups, num_heads) for _ in range(groups)
         )
-        # not as a decorator: it imports torch._dynamo
-        self.permutations = torch.compiler.assume_constant_result(_permutations)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -72,8 +74,8 @@ class ShuffleMixer(nn.Module):
         length = int(height * width)  # a tensor while it is traced
         padding = -length % _RUNS
         z = F.pad(self.norm(x).flatten(2).mT, (0, 0, 0, padding))
-        permutations = self.permutations(self.seed, self.channels, self.groups, length + padding)
-        channels, *scalars = (permutation.to(x.device) for permutation in permutations)
+        what = (self.seed, self.channels, self.groups, length + padding)
+        channels, *scalars = _kept(x, _permutations, *what)
         y = self.mix(z, channels, scalars)
         return y[:, :length].mT.reshape(x.shape)
 
@@ -111,14 +113,13 @@ class _Attention(nn.Module):
         return self.project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-def _permutations(seed: int, channels: int, groups: int, length: int) -> list[Tensor]:
+@constant_when_compiled
+def _permutations(
+    seed: int, channels: int, groups: int, length: int, device: torch.device
+) -> list[Tensor]:
     """The permutations of the channels and of the scalars of each group, with their inverses."""
-    return [torch.from_numpy(p) for p in _draw(seed, channels, groups, length)]
-
-
-@lru_cache(maxsize=16)
-def _draw(seed: int, channels: int, groups: int, length: int) -> list[np.ndarray]:
     # NumPy's old generator gives the same numbers in all versions
     rng = np.random.RandomState(seed)
     sizes = [channels, *[length * channels // groups] * groups]
-    return [np.stack([p, p.argsort()]) for p in map(rng.permutation, sizes)]
+    drawn = (np.stack([p, p.argsort()]) for p in map(rng.permutation, sizes))
+    return [torch.from_numpy(p).to(device) for p in drawn]

@@ -5,17 +5,16 @@ our own on its idea (tokens mixed by a discrete cosine transform, with weights o
 depend on the input); it makes no claim to be that network.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.autocast import full_precision
 from ...registry import MODELS
 from ..arch import check_channels, check_count
 from ..layers import NormConv
 from .build import build_act
-from .grid import average_cells, check_grid
+from .grid import angles, average_cells, check_grid
 
 
 @MODELS.register_module()
@@ -59,14 +58,14 @@ class SpectrumMixer(nn.Module):
         x = self.query(x)
         height, width = x.shape[-2:]
         # the lowest frequency is the mean times the root of the number of positions
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             z = x.to(torch.promote_types(x.dtype, torch.float32))
             rows, columns = _cosines(height, z), _cosines(width, z)
             spectrum = rows @ z @ columns.mT
             bands = average_cells(spectrum.abs(), self.grid).log1p()
         weights = 2 * self.weigh(bands.to(x.dtype)).sigmoid()
         weights = F.interpolate(weights, (height, width), mode='bilinear', align_corners=False)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             y = rows.mT @ (spectrum * weights) @ columns
         return self.project(y.to(x.dtype))
 
@@ -74,8 +73,6 @@ class SpectrumMixer(nn.Module):
 def _cosines(length: int, like: Tensor) -> Tensor:
     """The orthonormal DCT-II, (frequencies, positions); its transpose is the inverse."""
     n = torch.arange(length, device=like.device)
-    # whole turns are taken away while they are integers (ONNX has no remainder of a free length)
-    turns = n[:, None] * (2 * n + 1)
-    angle = (turns % torch.full_like(turns, 4 * length)).to(like.dtype) * (math.pi / (2 * length))
+    angle = angles(n[:, None] * (2 * n + 1), 4 * length, like)
     scale = torch.where(n == 0, 1.0, 2.0).to(like.dtype) / length
     return angle.cos() * scale.sqrt()[:, None]
