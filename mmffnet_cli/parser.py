@@ -1,6 +1,9 @@
 """The argument parser of all tools."""
 
 import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 
@@ -29,6 +32,28 @@ class Parser(argparse.ArgumentParser):
             help='use the memory format channels_last (default: where it is faster, see '
             'docs/speed.md)',
         )
+
+    def add_launcher(self) -> None:
+        self.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+        self.add_argument('--local_rank', '--local-rank', default='0', help='set by launchers')
+
+    @contextmanager
+    def reporting(self, *mistakes: type[Exception]) -> Iterator[None]:
+        """Ends with one line for UsageError, missing packages, and further types of errors.
+
+        What needs torch is imported within it.
+        """
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            errors = sys.modules.get('mmffnet.errors')  # it is there if one of its errors is
+            if isinstance(error, (*mistakes, getattr(errors, 'UsageError', ()))):
+                self.error(str(error))
+            if isinstance(error, ImportError):
+                self.error(f'a package cannot be imported: {error}')
+            raise
 
     def error(self, message: str) -> NoReturn:
         one_line = ' '.join(message.split())

@@ -22,14 +22,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     _add_profile(tasks)
     args = parser.parse_args(argv)
 
-    try:
-        from mmffnet.errors import UsageError
-    except ImportError as error:
-        parser.error(f'mmffnet cannot be imported: {error}')
-    try:
+    with parser.reporting(OSError):
         return args.run(args)
-    except (UsageError, ImportError) as error:
-        parser.error(str(error))
 
 
 def _add_accuracy(tasks: Any) -> None:
@@ -62,6 +56,7 @@ def _add_accuracy(tasks: Any) -> None:
 def _accuracy(args: argparse.Namespace) -> int:
     from mmffnet.benchmark import accuracy
     from mmffnet.benchmark.metafiles import read_entries, select
+    from mmffnet.checkpoint.files import check_writable
 
     entries = accuracy.own_entries(args.pairs) if args.pairs else read_entries(args.metafile)
     jobs = accuracy.plan(
@@ -74,6 +69,7 @@ def _accuracy(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(accuracy.describe(accuracy.rows(jobs)), end='')
         return 0
+    check_writable(args.out)
     accuracy.run(jobs)
     print(accuracy.save(jobs, args.out), end='')
     print(f'\nwritten: {args.out}/accuracy.md, .csv, .json')
@@ -135,9 +131,12 @@ def _speed(args: argparse.Namespace) -> int:
     from mmffnet.benchmark.forms import parse_form
     from mmffnet.benchmark.report import device_name
     from mmffnet.benchmark.speed import measure
+    from mmffnet.checkpoint.files import check_writable
     from mmffnet.errors import UsageError
 
     size, device, threads = _prepare(args)
+    if args.out:
+        check_writable(args.out)
     if args.cpu_time and (device != 'cpu' or threads > 1):
         raise UsageError('--cpu-time says something of one CPU thread alone: add --threads 1')
     if args.train and args.around:
@@ -196,8 +195,11 @@ def _profile(args: argparse.Namespace) -> int:
     from mmffnet.benchmark.networks import find_network
     from mmffnet.benchmark.profile import profile_network
     from mmffnet.benchmark.report import markdown
+    from mmffnet.checkpoint.files import check_writable
 
     size, device, _ = _prepare(args)
+    if args.trace:
+        check_writable(Path(args.trace).parent)
     modules, operators = profile_network(
         find_network(args.network, args.around),
         parse_form(args.form),
@@ -219,9 +221,10 @@ def _prepare(args: argparse.Namespace) -> tuple[tuple[int, int] | None, str, int
     from mmffnet.engine.runner import check_device
     from mmffnet.errors import UsageError
 
-    counts = (args.batch_size, *(args.size or ()), getattr(args, 'rounds', 1), args.threads or 1)
+    counts = [args.batch_size, *(args.size or ()), 1 if args.threads is None else args.threads]
+    counts += [getattr(args, name, 1) for name in ('rounds', 'calls')]
     if min(counts) < 1 or len(args.size or ()) > 2:
-        raise UsageError('sizes, batches, threads and rounds are positive numbers')
+        raise UsageError('sizes, batches, threads, rounds and calls are positive numbers')
     device = check_device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -20,7 +20,6 @@ import mmffnet
 from mmffnet.benchmark.page import write_report
 from mmffnet.engine.measure import measure_step
 from mmffnet.engine.runner import build_runner, read_config, run, train_config
-from mmffnet.errors import UsageError
 from mmffnet_cli import Parser
 
 
@@ -77,7 +76,7 @@ def main() -> None:
             show_features(args.arch, draw() if args.picture is None else read(args.picture))
         else:
             run_demo(DEMOS[args.task], args.minutes, args.work_dir, args.cfg_options)
-    except (FileNotFoundError, ValueError, UsageError) as error:
+    except (FileNotFoundError, ValueError) as error:
         parser.exit(2, f'demo: error: {error}\n')
 
 

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_cfg_options()
     args = parser.parse_args(argv)
 
-    try:
+    with parser.reporting(ValueError, OSError, RuntimeError):
         from mmffnet.deploy.export import export_config
         from mmffnet.engine.imports import import_models
         from mmffnet.engine.runner import read_config
@@ -55,8 +55,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             pictures=args.pictures,
             force=args.force,
         )
-    except (ImportError, ValueError, OSError, RuntimeError) as error:
-        parser.error(str(error))
     print(report)
 
 

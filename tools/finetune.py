@@ -1,5 +1,6 @@
 """Train a model on a folder of one's own labelled pictures."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,11 +34,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument('--dry-run', action='store_true', help='stop after config and report')
     parser.add_argument('--resume', action='store_true', help='continue what was interrupted')
     args = parser.parse_args(argv)
-    try:
-        from mmffnet.errors import UsageError
-        from mmffnet.owndata.finetune import finetune
-    except ImportError as error:
-        parser.error(f'mmffnet cannot be imported: {error}')
     options = vars(args)
     root = options.pop('data')
     out = options.pop('out') or f'work_dirs/finetune_{Path(root).resolve().name}'
@@ -47,12 +43,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         if given:
             names = ', '.join(f'--{name.replace("_", "-")}' for name in given)
             parser.error(f'--resume goes on as before, by the config in {out}: leave out {names}')
-    if min(args.minutes, args.epochs or 1, args.size or 1) <= 0:
-        parser.error('--minutes, --epochs and --size must be more than 0')
-    try:
+    if not 0 < args.minutes < math.inf or (args.epochs is not None and args.epochs < 1):
+        parser.error('--minutes and --epochs must be more than 0')
+    if args.size is not None and args.size < 32:
+        parser.error('--size must be at least 32')
+    with parser.reporting(OSError):  # such as a disk that is full
+        from mmffnet.owndata.finetune import finetune
+
         finetune(root, out, **options)
-    except (UsageError, OSError) as error:  # such as a disk that is full
-        parser.error(str(error))
 
 
 if __name__ == '__main__':

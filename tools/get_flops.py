@@ -30,16 +30,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if args.size and len(args.size) > 2:
         parser.error('--size takes a height and a width, or one number for both')
 
-    from mmffnet.benchmark.flops import count_network, describe
-    from mmffnet.benchmark.networks import find_network
-    from mmffnet.errors import UsageError
+    with parser.reporting(ValueError):
+        from mmffnet.benchmark.flops import count_network, describe
+        from mmffnet.benchmark.networks import find_network
 
-    try:
         network = find_network(args.model, cfg_options=args.cfg_options)
         size = (args.size * 2)[:2] if args.size else network.size
         trained, fused = count_network(network, size)
-    except (UsageError, ImportError, ValueError) as error:
-        parser.error(str(error))
     if args.json:
         both = dict(trained=trained._asdict(), fused=fused._asdict())
         print(json.dumps(dict(model=args.model, size=size, **both), indent=1))

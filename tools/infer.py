@@ -64,17 +64,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
     if args.overlap is not None and args.tiles is None:
         parser.error('--overlap is for --tiles')
-    try:
-        from mmffnet.engine.imports import import_models
-        from mmffnet.engine.runner import read_config
-        from mmffnet.errors import UsageError
-        from mmffnet.inference import Inferencer, find_sources
-    except ImportError as error:
-        parser.error(f'mmffnet cannot be imported: {error}')
     checkpoint, inputs = None, args.rest
     if not format_of(args.model):
         checkpoint, *inputs = args.rest
-    try:
+    with parser.reporting(OSError):
+        from mmffnet.engine.imports import import_models
+        from mmffnet.engine.runner import read_config
+        from mmffnet.inference import Inferencer, find_sources
+
         sources = find_sources(inputs, args.out_dir)
         if checkpoint is not None:
             import_models(read_config(args.model, args.cfg_options))
@@ -94,8 +91,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         summary = inferencer.write(
             sources, args.out_dir, args.batch_size, args.score_thr, args.max_frames, progress=True
         )
-    except UsageError as error:
-        parser.error(str(error))
     if args.channels_last is None and getattr(inferencer.model, 'channels_last', False):
         print(
             'channels_last was used: faster here, --no-channels-last switches it off',

@@ -28,12 +28,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument('--force', action='store_true', help='replace files that are there')
     args = parser.parse_args(argv)
 
-    try:
+    with parser.reporting():
         from mmffnet.datasets.archives import DATASETS
         from mmffnet.datasets.prepare import prepare
         from mmffnet.errors import UsageError
-    except ImportError as error:
-        parser.error(f'mmffnet cannot be imported: {error}')
     dataset = DATASETS[args.dataset]
     try:
         prepare(dataset, args.root, args.archives, checksum=args.checksum, force=args.force)

@@ -24,13 +24,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument('--private', action='store_true', help='let only the owner see it')
     parser.add_argument('--dry-run', metavar='DIR', help='write the files there, upload nothing')
     args = parser.parse_args(argv)
-    try:
+    with parser.reporting(ValueError, OSError):
         from mmffnet.engine.imports import import_models
         from mmffnet.engine.runner import read_config
         from mmffnet.sharing.push import push
-    except ImportError as error:
-        parser.error(f'mmffnet cannot be imported: {error}')
-    try:
+
         cfg = read_config(args.config)
         import_models(cfg)
         print(
@@ -45,8 +43,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
                 args.dry_run,
             )
         )
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
 
 
 if __name__ == '__main__':

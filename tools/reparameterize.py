@@ -17,17 +17,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument('--force', action='store_true', help='replace files that exist')
     args = parser.parse_args(argv)
 
-    from mmffnet.deploy import reparameterize_file
-    from mmffnet.engine.imports import import_models
-    from mmffnet.engine.runner import read_config
-    from mmffnet.errors import UsageError
+    with parser.reporting(ValueError, OSError, RuntimeError):
+        from mmffnet.deploy import reparameterize_file
+        from mmffnet.engine.imports import import_models
+        from mmffnet.engine.runner import read_config
 
-    try:
         cfg = read_config(args.config)
         import_models(cfg)
         print(reparameterize_file(cfg, args.checkpoint, args.out, args.force))
-    except (UsageError, ValueError, OSError, RuntimeError) as error:
-        parser.error(str(error))
 
 
 if __name__ == '__main__':

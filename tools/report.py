@@ -14,15 +14,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     )
     parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' (default: the best there is)")
     args = parser.parse_args(argv)
-    try:
+    with parser.reporting():
         from mmffnet.benchmark.page import write_report
-        from mmffnet.errors import UsageError
-    except ImportError as error:
-        parser.error(f'mmffnet cannot be imported: {error}')
-    try:
+
         print(f'results: {write_report(args.config, args.checkpoint, args.out, args.device)}')
-    except UsageError as error:
-        parser.error(str(error))
 
 
 if __name__ == '__main__':

@@ -24,18 +24,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_compile()
     parser.add_channels_last()
     parser.add_cfg_options()
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', default='0', help='set by launchers')
+    parser.add_launcher()
     args = parser.parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', args.local_rank)
 
-    try:
+    with parser.reporting():
         from mmffnet.engine import runner
         from mmffnet.engine.imports import import_models
-        from mmffnet.errors import UsageError
-    except ImportError as error:
-        parser.error(f'mmffnet cannot be imported: {error}')
-    try:
+
         cfg = runner.read_config(args.config, args.cfg_options, args.work_dir, args.launcher)
         runner.test_config(
             cfg,
@@ -51,8 +47,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         )
         import_models(cfg)
         runner.run(runner.build_runner(cfg), 'test')
-    except UsageError as error:
-        parser.error(str(error))
 
 
 if __name__ == '__main__':

@@ -33,18 +33,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     )
     parser.add_argument('--port', type=int, metavar='N', help='default: a free one from 7860')
     args = parser.parse_args(argv)
-    try:
-        from mmffnet.errors import UsageError
+    with parser.reporting():
         from mmffnet.inference import Inferencer
         from mmffnet.web import build_page, prepare, serve
-    except ImportError as error:
-        parser.error(f'mmffnet cannot be imported: {error}')
-    try:
+
         prepare(args.host, args.port)
         inferencer = Inferencer(args.model, args.checkpoint, args.device, args.fuse)
         serve(build_page(inferencer, Path(args.model).stem, args.score_thr), args.host, args.port)
-    except UsageError as error:
-        parser.error(str(error))
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS
 
 from mmffnet.datasets.checks import find_missing_data
 from mmffnet.engine.models import scope_of
-from mmffnet.engine.runner import innermost_dataset, read_config
+from mmffnet.engine.runner import innermost_dataset, read_config, refusing
 from mmffnet.errors import UsageError
 from mmffnet.inference import Inferencer
 from mmffnet.inference.models import OpenMMLabModel
@@ -65,7 +65,7 @@ def evaluate(config: str, checkpoint: str, device: str | None = None) -> Results
     if missing := find_missing_data(cfg, 'test'):
         raise UsageError(missing)
     settings.update(pipeline=[], lazy_init=False, test_mode=True)
-    with scope_of(cfg):
+    with scope_of(cfg), refusing():
         dataset = DATASETS.build(settings)
     samples = [dataset.get_data_info(i) for i in range(len(dataset))]
     inferencer = Inferencer(config, checkpoint, device)

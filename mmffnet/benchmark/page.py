@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from mmffnet.checkpoint.files import check_writable
 from mmffnet.engine.runner import read_config
 from mmffnet.errors import UsageError
 
@@ -101,6 +102,9 @@ def write_report(
     The numbers go beside the page as JSON; the notes come first.
     """
     page = Path(page)
+    if page.is_dir():
+        raise UsageError(f'{page} is a folder: give the name of the page in it')
+    check_writable(page.parent)
     results = evaluate(config, checkpoint, device)
     report = page.with_name('data.html')
     data = report.read_text(encoding='utf-8') if report.is_file() else ''

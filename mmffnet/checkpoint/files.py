@@ -23,7 +23,7 @@ from mmengine.fileio import get_file_backend
 from mmengine.logging import HistoryBuffer
 
 from ..download import download_file
-from ..errors import DamagedCheckpointError
+from ..errors import DamagedCheckpointError, UsageError
 from .safe_tensors import dump_safetensors, read_safetensors
 
 # What torch's reader is allowed belongs to the process: one thread at a time changes it.
@@ -224,6 +224,19 @@ def refuse_existing(paths: Iterable[Path], force: bool) -> None:
             raise FileExistsError(
                 f'{path} exists already; give another name, or --force to replace it'
             )
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder, and raises UsageError if nothing could be written there.
+
+    Before long work, whose results would be lost.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"'{folder}' cannot be a folder for results: {error}") from error
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"nothing can be written in the folder '{folder}'")
 
 
 @contextmanager

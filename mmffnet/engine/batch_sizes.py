@@ -79,7 +79,12 @@ class OfBatchSize:
 
     def __init__(self, transform: dict):
         cfg = dict(transform)
-        self.kind: Any = find_type(cfg.pop('type'), TRANSFORMS, cfg.pop('_scope_', None))
+        name = cfg.pop('type')
+        self.kind: Any = find_type(name, TRANSFORMS, cfg.pop('_scope_', None))
+        if self.kind is None or 'scale' not in cfg:
+            raise ValueError(
+                f'OfBatchSize: {name!r} must be a registered transform and have a scale'
+            )
         self.cfg = cfg
 
     def __call__(self, results: dict) -> dict | None:

@@ -2,11 +2,11 @@
 
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 
 from mmengine.config import Config
 
 from ..config_types import SCOPES
+from ..errors import MissingPackageError
 
 #: Types that other packages than their own are needed for
 _NEED = {
@@ -24,7 +24,7 @@ def import_models(cfg: Config) -> None:
     types cannot be used in the process any more, so this is for processes that run one config.
     """
     scope = cfg.get('default_scope')
-    if scope not in SCOPES or find_spec(scope) is None:
+    if scope not in SCOPES:
         return
     text = repr(cfg.to_dict())
     needed = {scope, *(package for package in SCOPES if package in text)}
@@ -35,6 +35,11 @@ def import_models(cfg: Config) -> None:
         sys.modules[package] = None  # type: ignore[assignment]
     try:
         import_module(f'{scope}.models')
+    except (ImportError, AssertionError) as error:  # they assert that mmcv's version fits
+        raise MissingPackageError(
+            f'the config needs {scope}, which cannot be imported ({error}): `mmffnet env` says '
+            'what is missing'
+        ) from error
     finally:
         for package in hidden:
             del sys.modules[package]

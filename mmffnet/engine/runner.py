@@ -9,8 +9,10 @@ import gc
 import logging
 import os
 import re
+import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import HOOKS, OPTIM_WRAPPERS, RUNNERS
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
@@ -28,6 +30,7 @@ from mmffnet.config_types import find_scope, find_type, packages_by_path, type_n
 from mmffnet.errors import DamagedCheckpointError, UsageError, describe_error
 from mmffnet_cli.paths import config_path
 
+from ..checkpoint.files import check_writable
 from ..datasets.checks import BadSampleError, check_samples, find_missing_data, without_annotations
 from ..datasets.labels import check_labels
 from ..models import MixerBackbone
@@ -48,6 +51,23 @@ _TTA_MODELS = {
 _MISTYPED = r'unexpected keyword argument|missing \d+ required|is not in the .* registry'
 #: Where launchers say which process this is
 _RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
+_STARTERS = {
+    'pytorch': 'torchrun: call tools/dist_train.sh or dist_test.sh',
+    'slurm': 'srun: call tools/slurm_train.sh or slurm_test.sh',
+    'mpi': 'mpirun',
+}
+#: The methods of runners that build a part of the config or read a file
+_STEPS = (
+    '_init_model_weights',
+    'load_or_resume',
+    'build_dataloader',
+    'build_train_loop',
+    'build_val_loop',
+    'build_test_loop',
+    'build_evaluator',
+    'build_optim_wrapper',
+    'build_param_scheduler',
+)
 _PICKLED = ('.pkl', '.pickle')
 _DUMP_METRICS = {'mmdet': 'mmdet.DumpDetResults', 'mmpretrain': 'DumpResults'}
 
@@ -78,7 +98,10 @@ def read_config(
             warnings.filterwarnings('ignore', 'pkg_resources is deprecated')  # by mmengine, often
             cfg = Config.fromfile(path)
     except Exception as error:  # a config is code: anything can go wrong in it
-        raise UsageError(f'cannot read the config {path}: {describe_error(error)}') from error
+        cause = error
+        while isinstance(cause.__context__, ImportError):  # of what a custom import imports
+            cause = cause.__context__
+        raise UsageError(f'cannot read the config {path}: {describe_error(cause)}') from error
     for option in cfg_options:
         try:
             cfg.merge_from_dict(_parse_option(option))
@@ -193,22 +216,17 @@ def build_runner(cfg: Config) -> Runner:
     Raises:
         UsageError: If a part of the config is refused by what it builds.
     """
-    if cfg.get('launcher', 'none') != 'none' and get_device() == 'cpu':
+    _demand(cfg, 'model')
+    launcher = cfg.get('launcher', 'none')
+    if launcher in _RANKS and _RANKS[launcher] not in os.environ:
+        raise UsageError(f'--launcher {launcher} is for processes of {_STARTERS[launcher]}')
+    if launcher != 'none' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
     kind = _ChannelsLast if keeps_channels_last(cfg) else Runner
     build = RUNNERS.build if 'runner_type' in cfg else kind.from_cfg
-    try:
+    with refusing():
         runner = build(cfg)
-    except (OSError, ValueError) as error:  # arguments that a model refuses, say
-        raise UsageError(str(error)) from error
-    except (KeyError, TypeError) as error:
-        if not re.search(_MISTYPED, str(error)):
-            raise
-        raise UsageError(describe_error(error)) from error
-    try:
         settle_resume(runner)
-    except DamagedCheckpointError as error:
-        raise UsageError(str(error)) from error
     check_samples(runner)
     check_labels(runner)
     return runner
@@ -233,16 +251,28 @@ def run(runner: Runner, task: str) -> Any:
         What mmengine's runner returns: the trained model, or the metrics.
 
     Raises:
-        UsageError: If pre-trained weights, the checkpoint, or data cannot be had or do not fit.
+        UsageError: If a part of the config, pre-trained weights, the checkpoint, or data cannot be
+            had or do not fit, the loss is not finite, or the disk is full.
     """
-    for step in ('_init_model_weights', 'load_or_resume', 'build_dataloader'):
+    if task == 'train':
+        _demand(runner.cfg, 'train_dataloader', 'train_cfg', 'optim_wrapper')
+        _check_optimizer(runner.cfg)
+    else:
+        _demand(runner.cfg, 'test_dataloader', 'test_cfg', 'test_evaluator')
+    for step in _STEPS:
         if hasattr(runner, step):  # FlexibleRunner initialises weights elsewhere
-            setattr(runner, step, _explaining(getattr(runner, step)))
+            setattr(runner, step, refusing()(getattr(runner, step)))
     result = status = None
     try:
         result = getattr(runner, task)()
     except BadSampleError as error:  # from a worker it comes with all that the worker printed
         raise UsageError(str(error).rpartition(f'{BadSampleError.__name__}: ')[2]) from error
+    except FloatingPointError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        if error.errno is None:  # of a worker, with all that it printed
+            raise
+        raise UsageError(str(error)) from error
     except SystemExit as stop:  # all processes were asked to stop, and did
         status = stop.code
     finally:
@@ -269,14 +299,35 @@ def _stop_workers(runner: Runner) -> None:
                 getattr(loop, holder)._iterator = None
 
 
-def _explaining(load: Callable[..., Any]) -> Callable[..., Any]:
-    def step(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return load(*args, **kwargs)
-        except (OSError, ValueError, DamagedCheckpointError) as error:
-            raise UsageError(str(error)) from error
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Makes one line of what is wrong with a config, or with a file that it names."""
+    try:
+        yield
+    except (OSError, ValueError, DamagedCheckpointError) as error:  # what a model refuses, say
+        raise UsageError(str(error)) from error
+    except (KeyError, TypeError) as error:
+        if not re.search(_MISTYPED, str(error)):
+            raise
+        raise UsageError(describe_error(error)) from error
+    except AssertionError as error:  # many have no text
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = str(error) or f'{place.line} ({Path(place.filename).name}, line {place.lineno})'
+        raise UsageError(f'a part of the config does not fit: {text}') from error
 
-    return step
+
+def _demand(cfg: Config, *parts: str) -> None:
+    lacking = [part for part in parts if cfg.get(part) is None]
+    if lacking:
+        raise UsageError(f'the config {cfg.filename} has no {", ".join(lacking)}')
+
+
+def _check_optimizer(cfg: Config) -> None:
+    """mmengine would call what it did not find."""
+    optimizer = cfg.optim_wrapper.get('optimizer')
+    kind = optimizer.get('type') if isinstance(optimizer, dict) else None
+    if isinstance(kind, str) and not find_type(kind, OPTIMIZERS, cfg.get('default_scope')):
+        raise UsageError(f"optim_wrapper.optimizer: '{kind}' is not in the optimizer registry")
 
 
 def _parse_option(option: str) -> dict[str, Any]:
@@ -418,8 +469,6 @@ def _distribute_on_cpu(cfg: Config) -> None:
     )
     cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
     if not torch.distributed.is_initialized():
-        if 'RANK' not in os.environ:
-            raise UsageError('--launcher pytorch is for torchrun: call tools/dist_train.sh')
         torch.distributed.init_process_group('gloo')
 
 
@@ -466,6 +515,8 @@ def use_tta(cfg: Config) -> None:
 
 def _show_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
     scope = cfg.get('default_scope')
+    if show_dir:
+        check_writable(Path(show_dir))
     if show_dir and scope == 'mmseg':
         _add_hook(cfg, 'SegPicturesHook', out_dir=show_dir)
         if not show:
@@ -490,6 +541,7 @@ def _keep_predictions(cfg: Config, out: str) -> None:
     if scope == 'mmseg':
         if out.endswith(_PICKLED):
             raise UsageError(f"--out must be a folder for a config of this kind, not '{out}'")
+        check_writable(Path(out))
         for evaluator in evaluators:
             evaluator['output_dir'] = out
         if all(evaluator.get('format_only') for evaluator in evaluators):
@@ -498,6 +550,7 @@ def _keep_predictions(cfg: Config, out: str) -> None:
             dataset.pipeline = without_annotations(dataset.pipeline)
             dataset.get('data_prefix', {}).pop('seg_map_path', None)
     elif out.endswith(_PICKLED):
+        check_writable(Path(out).parent)
         metric = _DUMP_METRICS.get(scope, 'DumpResults')
         evaluators = [*evaluators, dict(type=metric, out_file_path=out)]
     else:

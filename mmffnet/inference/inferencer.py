@@ -155,6 +155,8 @@ class Inferencer:
         Yields:
             A result for each picture, or what could not be read.
         """
+        if batch_size < 1:
+            raise UsageError(f'batch_size must be at least 1, not {batch_size}')
         pictures = (p for source in inputs for p in sources.read(source, **self.model.loading))
         while batch := list(islice(pictures, batch_size)):
             readable = [picture for picture in batch if isinstance(picture, Picture)]

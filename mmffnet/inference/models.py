@@ -21,6 +21,7 @@ from mmffnet.engine.runner import (
     check_device,
     innermost_dataset,
     is_faster_channels_last,
+    refusing,
     use_tta,
 )
 from mmffnet.errors import UsageError
@@ -80,7 +81,7 @@ class OpenMMLabModel:
             color_type=load.get('color_type', 'color'), backend=load.get('imdecode_backend', 'cv2')
         )
         self.dtype = np.float32 if load.get('to_float32') else np.uint8
-        with scope_of(cfg):
+        with scope_of(cfg), refusing():
             self.pipeline = Compose(steps)
         self.model, meta = load_model(cfg, checkpoint)
         self.legend = find_legend(cfg, meta)

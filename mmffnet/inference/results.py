@@ -102,8 +102,8 @@ class Detections(Result):
                 iscrowd=0,
             )
             if self.masks is not None:
-                annotation['segmentation'] = _encode(self.masks[i])
-                annotation['area'] = int(self.masks[i].sum())
+                mask = self.masks[i]
+                annotation.update(segmentation=_encode(mask), area=int(mask.sum()))
             annotations.append(annotation)
         return dict(annotations=annotations)
 

@@ -99,7 +99,10 @@ def _find(item: Any, out_dir: Path | None) -> list[Source]:
     if path.is_dir():
         files = [p for p in sorted(path.rglob('*')) if _is_picture(p, out_dir)]
         if not files:
-            raise UsageError(f"the folder '{item}' has no pictures ({' '.join(PICTURES)})")
+            raise UsageError(
+                f"the folder '{item}' has no pictures ({' '.join(PICTURES)}) besides results; "
+                'videos are given one by one, or by a pattern'
+            )
         return [Source(str(p), p.relative_to(path).as_posix()) for p in files]
     if path.is_file():
         return [Source(str(path), path.name)]

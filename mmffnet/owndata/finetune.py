@@ -109,11 +109,17 @@ def finetune(
     except BaseException as error:
         if config.is_file():  # what is not finished would be taken for a training
             config.unlink()
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and _is_of(error, folder):
             raise UsageError(f'cannot write to {folder}: {error}') from error
         raise
     say('\n- '.join(['Settings\n', *recipe.reasons]) + f'\n\nconfig: {config}')
     return None if dry_run else _train(config, folder, resume, say)
+
+
+def _is_of(error: OSError, folder: Path) -> bool:
+    """Whether an error is one of writing to a folder; a full disk comes without a name."""
+    name = error.filename
+    return name is None or Path(str(name)).resolve().is_relative_to(folder.resolve())
 
 
 def _train(config: Path, folder: Path, resume: bool, say: Callable[[str], None]) -> Path:

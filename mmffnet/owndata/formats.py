@@ -205,6 +205,8 @@ class Folder:
 def read_own_data(root: str | Path, format: str | None = None) -> OwnData:
     """Find the format of a folder, one of :data:`FORMATS`, if it is not given; read its labels."""
     root = Path(root).expanduser().resolve()
+    if root.is_file():
+        raise UsageError(f"'{root}' is a file: give the folder with the pictures and labels")
     if not root.is_dir():
         raise UsageError(f"the data folder '{root}' does not exist")
     folder = Folder(root)
@@ -354,7 +356,9 @@ def _thing(category: str, box: Iterable, outline: Any = None, crowd: Any = 0) ->
     if isinstance(outline, list):  # less than three corners are none
         if any(len(part) % 2 for part in outline):
             raise ValueError(f'an outline of {category} has a corner with one number')
-        outline = [part for part in outline if len(part) >= 6]
+        outline = [[*map(float, part)] for part in outline if len(part) >= 6]
+    elif outline and not {'size', 'counts'} <= outline.keys():
+        raise ValueError(f'an outline of {category} is neither polygons nor run lengths')
     return thing | (dict(segmentation=outline) if outline else {})
 
 
@@ -449,7 +453,7 @@ def _merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 def _read_yolo(folder: Folder, classes: list[str]) -> Iterator[_Entry]:
     found: dict[Path, str | None] = {}
     for path in folder.endings('.yaml', '.yml'):
-        with suppress(yaml.YAMLError, UnicodeDecodeError):  # not ours to judge
+        with suppress(yaml.YAMLError, ValueError):  # not ours to judge
             content = yaml.safe_load(path.read_text(encoding='utf-8-sig'))
             if isinstance(content, dict) and 'names' in content and content.keys() & _SPLITS:
                 break

@@ -48,7 +48,9 @@ def choose(data: OwnData, arch: str | None, weights: str | None, size: int | Non
     """Choose what is not given by the task, the pictures and the machine, and say why."""
     device, task = get_device(), data.task
     reasons = [f'{_TASKS[task][1]}: what the {data.format} labels are for (task {task})']
-    count = len(data.part('train'))
+    count, least = len(data.part('train')), 1 if task in ('det', 'instance') else 2
+    if count < least:
+        raise UsageError(f'{count} pictures to train with are too few: label at least {least + 1}')
     if arch is None:
         arch = 'nano' if device == 'cpu' else 'ffnet1' if count < _MANY else 'ffnet2'
         reasons.append(f'backbone {arch}: the training runs on {device}, with {count} pictures')
@@ -60,7 +62,7 @@ def choose(data: OwnData, arch: str | None, weights: str | None, size: int | Non
         size, why = _choose_size(data, device)
         reasons.append(f'pictures of {size}: {why}')
     batch, why = _choose_batch(task, arch, size, device)
-    batch = max(min(batch, count // 4), 1 if task in ('det', 'instance') else 2)  # for batch norm
+    batch = max(min(batch, count // 4), least)  # for batch norm
     reasons.append(f'batches of {batch}: {why}, and {count} pictures')
     reasons.append('augmentation: other scales, crops and flips; colours stay, as they may matter')
     # AdamW's rate goes with the root of the batch

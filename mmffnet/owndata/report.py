@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mmcv
 import numpy as np
 
 from mmffnet.benchmark.page import list_items, table
@@ -47,8 +48,10 @@ def read_pictures(data: OwnData) -> dict[Path, np.ndarray]:
     for picture in data.pictures:
         try:
             with open_image(picture.path) as image:
-                if image.mode == 'F':  # nor can OpenCV
-                    raise ValueError('a picture of fractions')
+                usual = image.format in ('BMP', 'JPEG', 'MPO', 'PNG')
+                # the training reads them with OpenCV
+                if image.mode == 'F' or not (usual or mmcv.imread(picture.path) is not None):
+                    raise ValueError('a picture of fractions, or of an unusual compression')
                 if image.mode.startswith('I'):
                     deep.append(picture.path)
                 image.draft('L', (64, 64))

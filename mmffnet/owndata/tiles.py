@@ -36,10 +36,12 @@ def _cut(picture: Picture, tiling: Tiling, target: Path) -> list[Picture]:
     if picture.mask is not None:
         with open_image(picture.mask) as image:
             mask = image.copy()
+    # formats of one channel, or of few colours
+    suffix = '.png' if target.suffix.lower() in ('.pgm', '.gif') else target.suffix
     tiles = []
     for window in windows:
         x1, y1, x2, y2 = window
-        tile = Picture(target / f'{x1}_{y1}{target.suffix}', picture.split)
+        tile = Picture(target / f'{x1}_{y1}{suffix}', picture.split)
         mmcv.imwrite(pixels[y1:y2, x1:x2], str(tile.path))
         if mask is None:
             cropped = (_crop(thing, window, picture.size) for thing in picture.objects)

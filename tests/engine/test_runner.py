@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
-from mmengine.registry import DefaultScope
+from mmengine.registry import HOOKS, DefaultScope
 
 from mmffnet.engine import ChannelsLastHook, runner
 from mmffnet.engine.runner import build_runner, read_config, run, test_config, train_config
@@ -318,3 +319,73 @@ def test_channels_last_before_ddp(how, toy, tmp_path, one_process, recwarn):
     assert stem.is_contiguous(memory_format=torch.channels_last) and not stem.is_contiguous()
     warned = any('strides do not match bucket' in str(w.message) for w in recwarn)
     assert warned == (how == 'too late')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'train_dataloader.dataset.type': 'RandomPicturess'}, 'RandomPicturess is not in the'),
+        ({'train_dataloader.bach_size': 2}, 'bach_size'),
+        ({'train_cfg.max_iter': 5}, 'max_iter'),
+        ({'val_evaluator.type': 'MeanScores'}, 'MeanScores is not in the'),
+        ({'param_scheduler': [dict(type='Linear')]}, 'Linear is not in the'),
+        ({'optim_wrapper.optimizer.type': 'AdamWW'}, "'AdamWW' is not in the optimizer registry"),
+        ({'optim_wrapper.optimizer.learning_rate': 1}, 'learning_rate'),
+        (
+            dict.fromkeys(['train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler']),
+            'has no train_dataloader, train_cfg, optim_wrapper',
+        ),
+        ({'model': None}, 'has no model'),
+        ({'model.backbone.arch.depths': (1, 0, 1, 1)}, 'depths must be positive integers'),
+        ({'train_dataloader.batch_size': 99, 'train_dataloader.drop_last': True}, 'one batch'),
+        ({'launcher': 'slurm'}, 'is for processes of srun: call tools/slurm_train.sh'),
+        ({'custom_hooks': [dict(type='Spoiling')]}, 'loss of iteration 1 .* not finite'),
+    ],
+)
+def test_mistakes_in_a_config(toy, tmp_path, changes, message):
+    """Of whatever is built or found out during a training, in one sentence."""
+    cfg = toy.toy_config(tmp_path)
+    for key, value in changes.items():
+        *path, last = key.split('.')
+        functools.reduce(lambda part, name: part[name], path, cfg)[last] = value
+    with pytest.raises(UsageError, match=message) as error:
+        run(build_runner(train_config(cfg)), 'train')
+    assert 'Traceback' not in str(error.value)
+
+
+@HOOKS.register_module()
+class Spoiling(Hook):
+    """Makes the loss infinite."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        runner.model.head[1].bias.data[0] = float('nan')
+
+
+def test_assertions_of_a_model_name_their_place():
+    """mmdet's have no text."""
+    pytest.importorskip('mmdet')
+    cfg = read_config('detection/retinanet_nano_shapes.py', ['model.neck.num_outs=2'])
+    with pytest.raises(
+        UsageError, match=r'does not fit: assert .*num_outs.* \(fpn\.py, line \d+\)'
+    ):
+        build_runner(cfg)
+
+
+def test_what_a_custom_import_lacks_is_named(tmp_path):
+    (tmp_path / 'mine.py').write_text('import no_such_package\n')
+    config = tmp_path / 'config.py'
+    config.write_text(
+        f'import sys\nsys.path.insert(0, {str(tmp_path)!r})\n'
+        "custom_imports = dict(imports=['mine'])\n"
+    )
+    with pytest.raises(UsageError, match="No module named 'no_such_package'"):
+        read_config(str(config))
+
+
+def test_places_for_results_are_tried_first(toy, tmp_path, checkpoint):
+    (tmp_path / 'file').touch()
+    for options in (dict(out=f'{tmp_path}/file/a.pkl'), dict(show_dir=f'{tmp_path}/file')):
+        cfg = toy.toy_config(tmp_path)
+        cfg.default_hooks.visualization = dict(type='VisualizationHook')
+        with pytest.raises(UsageError, match='cannot be a folder for results'):
+            test_config(cfg, checkpoint, **options)

@@ -11,8 +11,11 @@ from mmengine.config import Config
 
 from mmffnet.checkpoint import read_checkpoint
 from mmffnet.errors import UsageError
+from mmffnet.owndata import finetune as module
 from mmffnet.owndata.convert import split_pictures
 from mmffnet.owndata.finetune import finetune
+from mmffnet.owndata.tiles import cut_into_tiles
+from mmffnet_cli.main import main
 
 TASKS = {
     'instance': labelled.write_coco,
@@ -147,6 +150,37 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     out.write_text('a file')
     with pytest.raises(UsageError, match='cannot write to'):
         finetune(str(root), str(out / 'deeper'), dry_run=True)
+
+
+def test_what_vanishes_is_not_called_a_place_that_cannot_be_written(tmp_path, monkeypatch):
+    root, out = labelled.write_voc(tmp_path / 'data'), tmp_path / 'out'
+
+    def vanish(data, *args):
+        data.pictures[0].path.unlink()
+        return cut_into_tiles(data, *args)
+
+    monkeypatch.setattr(module, 'cut_into_tiles', vanish)
+    with pytest.raises(FileNotFoundError, match='data'):
+        finetune(str(root), str(out), tiles=200, dry_run=True, say=lambda text: None)
+    assert not (out / 'config.py').exists()
+
+
+def test_few_pictures(tmp_path):
+    root = labelled.write_folders(tmp_path / 'data')
+    pictures = sorted(root.rglob('*.jpg'))
+    for picture in pictures[2:]:
+        picture.unlink()
+    with pytest.raises(UsageError, match='1 pictures to train with are too few'):
+        finetune(str(root), str(tmp_path / 'out'), dry_run=True, say=lambda text: None)
+
+
+@pytest.mark.parametrize(
+    'arguments', [['--epochs', '0'], ['--minutes', 'nan'], ['--size', '8'], ['--minutes', '0']]
+)
+def test_numbers_that_are_none(tmp_path, capsys, arguments):
+    with pytest.raises(SystemExit, match='2'):
+        main(['finetune', str(tmp_path), *arguments])
+    assert 'must be' in capsys.readouterr().err
 
 
 def test_no_space_left(tmp_path):

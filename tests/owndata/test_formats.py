@@ -259,6 +259,9 @@ def test_what_cannot_be_read(tmp_path):
         read_own_data(tmp_path / 'none')
     with pytest.raises(UsageError, match='holds no pictures'):
         read_own_data(tmp_path)
+    (tmp_path / 'data.yaml').touch()
+    with pytest.raises(UsageError, match=r"data\.yaml' is a file: give the folder"):
+        read_own_data(tmp_path / 'data.yaml')
     labelled.save(tmp_path / 'a.jpg', labelled.draw('a1'))
     with pytest.raises(UsageError, match='no labels'):
         read_own_data(tmp_path)
@@ -291,6 +294,18 @@ def test_two_formats_at_once(tmp_path):
             '"annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], '
             '"segmentation": [[1, 1, 9, 1, 9, 9, 1]]}]}',
             r'val2017\.json.*outline of a',
+        ),
+        *(
+            (
+                'coco',
+                'annotations/instances_val2017.json',
+                '{"images": [{"id": 1, "file_name": "b1.jpg"}], '
+                '"categories": [{"id": 1, "name": "a"}], '
+                '"annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], '
+                f'"segmentation": {outline}}}]}}',
+                r'val2017\.json',
+            )
+            for outline in ('{"counts": "x"}', '[[1, 1, 9, null, 9, 9]]', '[[1, 1, 9, "a", 9, 9]]')
         ),
         ('labelme', 'train/a1.json', '{"shapes": [{}], "imagePath": "a1.jpg"}', r'a1\.json.*label'),
         ('yolo', 'train/labels/a1.txt', '0 0.5 0.5 0.1', r'a1\.txt, line 1'),

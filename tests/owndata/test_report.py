@@ -4,6 +4,7 @@ import shutil
 
 import cv2
 import labelled_pictures as labelled
+import mmcv
 import numpy as np
 import pytest
 from PIL import Image
@@ -117,6 +118,17 @@ def test_large_pictures_and_those_of_fractions(root, monkeypatch):
     assert found(report, 'cannot be read and are left out (1): train/a1.tif')
     assert len(data.pictures) == len(labelled.PICTURES) - 1
     assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+def test_pictures_that_the_training_cannot_read(root):
+    (root / 'train' / 'a1.jpg').unlink()
+    picture = Image.fromarray(labelled.draw('a1')[..., ::-1].copy())
+    picture.save(root / 'train' / 'a1.tif', compression='zstd')
+    rewrite(root, 'train/a1.json', 'a1.jpg', 'a1.tif')
+    if mmcv.imread(root / 'train' / 'a1.tif') is None:
+        assert found(report_of(root)[1], 'cannot be read and are left out (1): train/a1.tif')
+    else:  # an OpenCV that can
+        assert not found(report_of(root)[1], 'cannot be read')
 
 
 def test_labels_for_a_picture_before_it_was_turned(root):

@@ -94,6 +94,17 @@ def test_pictures_are_turned_as_exif_says(tmp_path):
     assert np.abs(row - np.arange(99, 39, -1)).max() <= 3
 
 
+@pytest.mark.parametrize('suffix', ['pgm', 'gif', 'bmp'])
+def test_formats_of_pictures(tmp_path, suffix):
+    """Tiles have three channels, which some formats cannot hold."""
+    (tmp_path / 'data').mkdir()
+    path = tmp_path / 'data' / f'a.{suffix}'
+    Image.fromarray(np.full((60, 100), 90, np.uint8)).save(path)
+    data = OwnData(tmp_path / 'data', 'voc', 'det', [], [Picture(path)])
+    tiled = cut_into_tiles(data, Tiling(60, 0), tmp_path / 'tiles')
+    assert [cv2.imread(str(tile.path)).shape for tile in tiled.pictures] == [(60, 60, 3)] * 2
+
+
 def test_what_is_refused(tmp_path):
     root = labelled.write_folders(tmp_path / 'classes')
     with pytest.raises(UsageError, match='--tiles'):

@@ -126,6 +126,11 @@ def test_accuracy(toy, trained, tmp_path):
         (['speed', '--train', '--around', 'upernet'], 'a training step is measured for backbones'),
         (['speed', '--cpu-time', '--threads', '2'], 'add --threads 1'),
         (['profile', '--form', 'openvino'], 'runs outside of PyTorch'),
+        (['profile', '--calls', '0'], 'are positive numbers'),
+        (['profile', '--trace', '/dev/null/x.json'], 'cannot be a folder for results'),
+        (['speed', '--threads', '0'], 'are positive numbers'),
+        (['speed', '--out', '/dev/null/x'], 'cannot be a folder for results'),
+        (['accuracy', '--out', '/dev/null/x'], 'cannot be a folder for results'),
         pytest.param(
             ['speed', '--device', 'cuda'],
             "there is no device 'cuda'",

@@ -20,12 +20,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument('--force', action='store_true', help='replace TARGET if it exists')
     args = parser.parse_args(argv)
 
-    from mmffnet.checkpoint import convert_file
+    with parser.reporting(ValueError, OSError, RuntimeError):
+        from mmffnet.checkpoint import convert_file
 
-    try:
         print(convert_file(args.source, args.target, args.to, args.force, args.use_ema))
-    except (ValueError, OSError, RuntimeError) as error:
-        parser.error(str(error))
 
 
 if __name__ == '__main__':

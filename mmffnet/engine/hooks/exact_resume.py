@@ -16,6 +16,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch.utils.data import BatchSampler, DataLoader
 
 from ...datasets.checks import name_bad_samples
+from ...errors import UsageError
 from ...registry import HOOKS
 
 _MODEL, _DATA, _ORDER = range(3)
@@ -69,7 +70,7 @@ class _Batches:
                     yield _Batch(indices, (self.seed, _DATA, get_rank(), number))
                 number += 1
             if number == start:
-                raise ValueError(
+                raise UsageError(
                     f'the training data do not fill one batch: {len(self.sampler)} samples, batch '
                     f'size {self.batch_sampler.batch_size}, drop_last'
                 )

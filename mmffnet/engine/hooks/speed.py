@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import nn
 
+from ...errors import UsageError
 from ...models import reparameterize
 from ...ops.graphs import InferenceGraphs, TrainingGraph, why_no_training_graph
 from ...registry import HOOKS
@@ -70,7 +71,7 @@ def trunk(model: Any) -> list[nn.Module]:
     while not hasattr(model, 'backbone') and hasattr(model, 'module'):
         model = model.module  # of DDP or test-time augmentation
     if not isinstance(getattr(model, 'backbone', None), nn.Module):
-        raise ValueError(f'{type(model).__name__} has no backbone')
+        raise UsageError(f'{type(model).__name__} has no backbone')
     return [part for part in (model.backbone, getattr(model, 'neck', None)) if part is not None]
 
 
