@@ -20,6 +20,10 @@ _TASKS = {
     'seg': ('segmentation/semfpn_{}_ade20k.py', 'Semantic FPN', 'mIoU'),
     'cls': ('classification/{}_in1k.py', 'Image classifier', 'accuracy/top1'),
 }
+#: Starts of the addresses of weights that come with the package
+_OWN = 'mmffnet://ffnet-nano'
+#: What detectors of photographs start from where there is nothing better: docs/owndata.md
+_DRAWN = f'{_OWN}-seg'
 #: Rough need of a training, GB for a megapixel of input
 _MEMORY = dict(nano=1.5, ffnet1=5, ffnet2=8, ffnet3=11, ffnet4=16)
 _FEW = (500, 100)  # pictures below which one, two early stages keep their pre-trained weights
@@ -56,8 +60,12 @@ def choose(data: OwnData, arch: str | None, weights: str | None, size: int | Non
         reasons.append(f'backbone {arch}: the training runs on {device}, with {count} pictures')
     if weights is None and arch != 'nano':
         weights = f'mmffnet://{arch}-{"384" if arch == "ffnet4" else "distilled"}'
-    none = 'random weights: mmffnet://ffnet-nano has seen drawn shapes alone'
-    reasons.append(f'starts from {weights or none}')
+    if weights is None and task in ('det', 'instance'):  # for classifiers and masks not tried
+        weights = _DRAWN
+    drawn = weights is not None and weights.startswith(_OWN)
+    seen = ', which have seen drawn shapes alone: trained as random weights are' * drawn
+    reasons.append(f'starts from {weights or "random weights"}{seen}')
+    trained = weights is not None and not drawn
     if size is None:
         size, why = _choose_size(data, device)
         reasons.append(f'pictures of {size}: {why}')
@@ -66,13 +74,13 @@ def choose(data: OwnData, arch: str | None, weights: str | None, size: int | Non
     reasons.append(f'batches of {batch}: {why}, and {count} pictures')
     reasons.append('augmentation: other scales, crops and flips; colours stay, as they may matter')
     # AdamW's rate goes with the root of the batch
-    usual, usual_batch = (2e-4, 16) if weights else (2e-3, 8)
+    usual, usual_batch = (2e-4, 16) if trained else (2e-3, 8)
     lr = min(float(f'{usual * math.sqrt(batch / usual_batch):.2g}'), 2e-3)
     reasons.append(
         f'learning rate {lr:g}: {usual:g} for batches of {usual_batch} and '
-        f'{"pre-trained" if weights else "random"} weights, by the root, at most 0.002'
+        f'{"pre-trained" if trained else "random"} weights, by the root, at most 0.002'
     )
-    frozen = sum(count < few for few in _FEW) if weights else 0
+    frozen = sum(count < few for few in _FEW) if trained else 0
     if frozen:
         reasons.append(f'{("stem", "stem and first stage")[frozen - 1]} frozen: {count} are few')
     return Recipe(task, arch, size, batch, lr, weights=weights, frozen=frozen, reasons=reasons)

@@ -103,6 +103,20 @@ def test_pretrained_weights_freeze_the_stem(tmp_path):
     assert cfg.model.backbone.init_cfg.checkpoint == mine
 
 
+@pytest.mark.parametrize('task', TASKS)
+def test_nano_starts_from_drawn_shapes_where_that_was_seen_to_help(tmp_path, task):
+    root, out, said = TASKS[task](tmp_path / 'data'), tmp_path / 'out', []
+    finetune(str(root), str(out), arch='nano', dry_run=True, say=said.append)
+    cfg = Config.fromfile(out / 'config.py')
+    init = cfg.model.backbone.get('init_cfg')
+    assert 'random weights, by the root' in said[-1]  # the learning rate is theirs in any case
+    assert cfg.model.backbone.get('frozen_stages', -1) == -1
+    if task in ('det', 'instance'):
+        assert init == dict(type='Pretrained', checkpoint='mmffnet://ffnet-nano-seg')
+    else:
+        assert init is None and 'starts from random weights' in said[-1]
+
+
 def test_boxes_of_outlines(tmp_path):
     root = labelled.write_coco(tmp_path / 'data')
     finetune(str(root), str(tmp_path / 'out'), task='det', dry_run=True, say=lambda text: None)
