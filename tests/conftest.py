@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import gc
 import importlib
 import os
 import random
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import official_reference
 import pytest
+import quick_configs  # noqa: F401
 import reference_numbers
 import torch
 from mmengine.registry import DefaultScope
@@ -23,6 +25,12 @@ tqdm.set_lock(threading.RLock())
 
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'  # read when triton is imported
+
+
+def pytest_collection_finish() -> None:
+    # Modules stay: mmengine collects garbage for each data set, and would look through all of them.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -59,6 +59,12 @@ def build(name: str, cfg: Config, device: str) -> nn.Module:
         return revert_sync_batchnorm(MODELS.build(model))
 
 
+@cache
+def meta(name: str) -> nn.Module:
+    """The whole network, without its memory."""
+    return build(name, read(name), 'meta')
+
+
 def small(name: str) -> Config:
     """The config, made to train on pictures of 64x96 without a checkpoint."""
     cfg = read(name)

@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib.figure  # noqa: F401 - a runner asks for these four later
 import numpy as np
+import quick_configs  # noqa: F401
 import torch
 import torch._dynamo
 import torchvision  # noqa: F401

@@ -15,6 +15,7 @@ from family_configs import (
     batch,
     build,
     entry,
+    meta,
     metadata,
     names_of,
     read,
@@ -93,7 +94,7 @@ def test_contract(name):
     assert preprocessor.mean == [123.675, 116.28, 103.53]
     assert preprocessor.std == [58.395, 57.12, 57.375]
     assert preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb')
-    model = build(name, cfg, 'meta')
+    model = meta(name)
     backbone = model.backbone
     assert type(backbone) is FAMILIES[family_of(name)] and backbone.arch == arch_of(name)
     accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
@@ -120,7 +121,7 @@ def test_contract(name):
 @pytest.mark.parametrize('name', CLASSIFIERS)
 @pytest.mark.slow
 def test_size_of_the_classifiers(name):
-    model, known = build(name, read(name), 'meta'), metadata(name)
+    model, known = meta(name), metadata(name)
     side = known['Input Size']
     assert side == (384 if '_384_' in name else 256 if 'AAAA' in name else 224)
     crop = read(name).test_dataloader.dataset.pipeline[-2]
@@ -137,7 +138,7 @@ def test_size_of_the_classifiers(name):
 def test_published_size(name):
     """TransNeXt's detectors and segmentors have the published number of parameters."""
     published = metadata(name)['Parameters'] / 1e6
-    parameters = sum(p.numel() for p in build(name, read(name), 'meta').parameters()) / 1e6
+    parameters = sum(p.numel() for p in meta(name).parameters()) / 1e6
     assert parameters == pytest.approx(published, abs=0.5 if name in SEGMENTORS else 0.06)
 
 
@@ -170,7 +171,7 @@ def test_trains(name):
 def groups(name):
     """Learning rate and weight decay of every parameter, and the parameter."""
     cfg = read(name)
-    model = build(name, cfg, 'meta')
+    model = meta(name)
     with DefaultScope.overwrite_default_scope(scope_of(name)):
         optim = build_optim_wrapper(model, cfg.optim_wrapper)
     found = {id(p): (g['lr'], g['weight_decay']) for g in optim.param_groups for p in g['params']}
@@ -396,7 +397,7 @@ def official_state(model):
 @pytest.mark.parametrize('name', [*DETECTORS, *SEGMENTORS])
 @pytest.mark.slow
 def test_names_of_the_official_checkpoints(name):
-    model = build(name, read(name), 'meta')
+    model = meta(name)
     state = official_state(model)
     system = name.split('/')[2].partition('_')[0]
     others = mmdet2_names if name in DETECTORS else mmseg0_names
@@ -414,7 +415,7 @@ def test_names_of_the_official_checkpoints(name):
     ],
 )
 def test_names_of_the_official_backbone(name, recorded, fixture_dir):
-    state = official_state(build(name, read(name), 'meta').backbone)
+    state = official_state(meta(name).backbone)
     keys = {key: tuple(shape) for key, shape in families.full_keys(fixture_dir, recorded)}
     assert {key: tuple(value.shape) for key, value in state.items()} == keys
 
