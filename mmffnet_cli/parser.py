@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -52,7 +53,9 @@ class Parser(argparse.ArgumentParser):
             if isinstance(error, (*mistakes, getattr(errors, 'UsageError', ()))):
                 self.error(str(error))
             if isinstance(error, ImportError):
-                self.error(f'a package cannot be imported: {error}')
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                where = f'{place.filename}, line {place.lineno}'
+                self.error(f'a package cannot be imported: {error} ({where})')
             raise
 
     def error(self, message: str) -> NoReturn:

@@ -10,6 +10,7 @@ import re
 import secrets
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,21 +69,17 @@ def _torch_load(file: BinaryIO, map_location: Any) -> Any:
             return torch.load(file, map_location=map_location, weights_only=True)
 
 
-class _UnfitArchiveError(ValueError):
-    """An archive that is whole, but no checkpoint."""
-
-
 def _open_checkpoint(path: Path) -> BinaryIO:
     """The checkpoint file, or the single checkpoint inside a zip archive, in memory."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if not name.startswith('__MACOSX/')]
             if any(name.endswith('/constants.pkl') for name in names):
-                raise _UnfitArchiveError(f'{path} is a TorchScript model, not a checkpoint')
+                raise ValueError(f'{path} is a TorchScript model, not a checkpoint')
             if not any(name.endswith('/data.pkl') for name in names):
                 inside = [name for name in names if name.endswith(('.pth', '.pth.tar', '.pt'))]
                 if len(inside) != 1:
-                    raise _UnfitArchiveError(
+                    raise ValueError(
                         f'{path} must hold exactly one checkpoint (.pth, .pth.tar or .pt), but '
                         f'holds {len(inside)}: unpack it and give the file that you mean'
                     )
@@ -109,10 +106,14 @@ def read_checkpoint(path: Any, map_location: Any = 'cpu') -> Any:
     if path.suffix == '.safetensors':
         return read_safetensors(path, map_location)
     try:
-        with _open_checkpoint(path) as file:
-            return _torch_load(file, map_location)
-    except Exception as error:
+        file = _open_checkpoint(path)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise _explain(error, path) from None
+    with file:
+        try:
+            return _torch_load(file, map_location)
+        except Exception as error:
+            raise _explain(error, path) from None
 
 
 def _explain(error: Exception, path: Path) -> Exception:
@@ -132,7 +133,7 @@ def _explain(error: Exception, path: Path) -> Exception:
                 "torch.load(..., weights_only=False) and save its 'state_dict' alone."
             )
     damage = 'PytorchStreamReader|EOF|corrupt|byte size|[.]tar format'
-    if isinstance(error, MemoryError | PermissionError | _UnfitArchiveError) or (
+    if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and not re.search(damage, text)
     ):
         return error  # a device that is not there, for example

@@ -21,8 +21,14 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.logging import print_log
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from mmengine.registry import HOOKS, OPTIM_WRAPPERS, OPTIMIZERS, RUNNERS
+from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.registry import (
+    HOOKS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    RUNNERS,
+)
 from mmengine.runner import Runner
 from torch import nn
 
@@ -98,8 +104,9 @@ def read_config(
             warnings.filterwarnings('ignore', 'pkg_resources is deprecated')  # by mmengine, often
             cfg = Config.fromfile(path)
     except Exception as error:  # a config is code: anything can go wrong in it
-        cause = error
-        while isinstance(cause.__context__, ImportError):  # of what a custom import imports
+        cause: BaseException = error
+        # mmengine hides what was wrong with a custom import behind errors of its own
+        while str(cause).startswith('Failed to import') and cause.__context__ is not None:
             cause = cause.__context__
         raise UsageError(f'cannot read the config {path}: {describe_error(cause)}') from error
     for option in cfg_options:
@@ -218,7 +225,8 @@ def build_runner(cfg: Config) -> Runner:
     """
     _demand(cfg, 'model')
     launcher = cfg.get('launcher', 'none')
-    if launcher in _RANKS and _RANKS[launcher] not in os.environ:
+    rank = _RANKS.get(launcher)
+    if rank and rank not in os.environ and not torch.distributed.is_initialized():
         raise UsageError(f'--launcher {launcher} is for processes of {_STARTERS[launcher]}')
     if launcher != 'none' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
@@ -270,7 +278,8 @@ def run(runner: Runner, task: str) -> Any:
     except FloatingPointError as error:
         raise UsageError(str(error)) from error
     except OSError as error:
-        if error.errno is None:  # of a worker, with all that it printed
+        # of a worker, with all that it printed, or not of a disk
+        if error.errno is None or isinstance(error, ConnectionError):
             raise
         raise UsageError(str(error)) from error
     except SystemExit as stop:  # all processes were asked to stop, and did
@@ -304,6 +313,8 @@ def refusing() -> Iterator[None]:
     """Makes one line of what is wrong with a config, or with a file that it names."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError, DamagedCheckpointError) as error:  # what a model refuses, say
         raise UsageError(str(error)) from error
     except (KeyError, TypeError) as error:
@@ -312,21 +323,28 @@ def refusing() -> Iterator[None]:
         raise UsageError(describe_error(error)) from error
     except AssertionError as error:  # many have no text
         place = traceback.extract_tb(error.__traceback__)[-1]
-        text = str(error) or f'{place.line} ({Path(place.filename).name}, line {place.lineno})'
-        raise UsageError(f'a part of the config does not fit: {text}') from error
+        raise UsageError(
+            f'a part of the config does not fit: {str(error) or place.line} '
+            f'({Path(place.filename).name}, line {place.lineno})'
+        ) from error
 
 
 def _demand(cfg: Config, *parts: str) -> None:
     lacking = [part for part in parts if cfg.get(part) is None]
     if lacking:
-        raise UsageError(f'the config {cfg.filename} has no {", ".join(lacking)}')
+        raise UsageError(f'the config has no {", ".join(lacking)}')
 
 
 def _check_optimizer(cfg: Config) -> None:
     """mmengine would call what it did not find."""
-    optimizer = cfg.optim_wrapper.get('optimizer')
-    kind = optimizer.get('type') if isinstance(optimizer, dict) else None
-    if isinstance(kind, str) and not find_type(kind, OPTIMIZERS, cfg.get('default_scope')):
+    wrapper = cfg.optim_wrapper
+    if not isinstance(wrapper, dict) or not isinstance(wrapper.get('optimizer'), dict):
+        return
+    kind, scope = wrapper['optimizer'].get('type'), cfg.get('default_scope')
+    constructor = wrapper.get('constructor', 'DefaultOptimWrapperConstructor')
+    found = find_type(constructor, OPTIM_WRAPPER_CONSTRUCTORS, scope)
+    usual = isinstance(found, type) and issubclass(found, DefaultOptimWrapperConstructor)
+    if usual and isinstance(kind, str) and not find_type(kind, OPTIMIZERS, scope):
         raise UsageError(f"optim_wrapper.optimizer: '{kind}' is not in the optimizer registry")
 
 

@@ -57,8 +57,9 @@ def resolve_arch(network: str, arch: Any, settings: dict[str, dict], defaults: d
     for key, default in defaults.items():
         value = arch[key]
         per_stage = isinstance(value, list | tuple) and len(value) == len(stages)
-        # one dict is for the mixers of all stages
-        fits = per_stage or (isinstance(value, dict) and key in ('token_mixer', 'channel_mixer'))
+        # one dict is for all stages, where there are dicts
+        dicts = isinstance(default, list) and all(isinstance(one, dict) for one in default)
+        fits = per_stage or (dicts and isinstance(value, dict))
         if is_count(default):
             check_count(f'arch: {key}', value)
         elif isinstance(default, list) and not fits:

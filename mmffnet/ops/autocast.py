@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
-    """Ends autocast on the device of a tensor, for what half a precision is too coarse for."""
+    """Ends autocast on the device of a tensor, where half precision is too coarse."""
     on = _is_on(x)
     return torch.autocast(x.device.type, enabled=False) if on else contextlib.nullcontext()
 
 
-def autocast(x: Tensor) -> Tensor:
+def as_autocast(x: Tensor) -> Tensor:
     """What autocast makes of the arguments of a convolution."""
     if x.dtype == torch.float64 or not _is_on(x):
         return x

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._triton import has_triton, has_triton_package
 
-from .autocast import autocast, same_dtype
+from .autocast import as_autocast, same_dtype
 from .depthwise_cpu import depthwise_strips, has_depthwise_kernels, warn_of_bfloat16
 from .tracing import constant_when_compiled, is_eager, is_exported
 
@@ -171,7 +171,7 @@ def depthwise_conv2d(
     eager = is_eager(x, weight)
     implementation = 'plain'
     if (eager or _compiles(x.device.type, kernels)) and same_dtype(x, weight):
-        x = autocast(x)
+        x = as_autocast(x)
         implementation = _choose(x, weight, stride, padding, kernels, gelu)
     if implementation == 'triton':
         from .depthwise_triton import depthwise
@@ -180,7 +180,7 @@ def depthwise_conv2d(
     if implementation == 'plain' or (implementation == 'strips' and not eager):
         y = F.conv2d(x, weight, bias, stride, padding, 1, groups or x.shape[1])
     else:
-        weight, bias = autocast(weight), None if bias is None else autocast(bias)
+        weight, bias = as_autocast(weight), None if bias is None else as_autocast(bias)
         compute = depthwise_strips if implementation == 'strips' else depthwise_repeat
         y = compute(x, weight, bias, stride, padding)
     return F.gelu(y) if gelu else y
@@ -219,7 +219,7 @@ def depthwise_norms(
     groups = {_processes(norm) for norm in norms}  # type: ignore[arg-type]
     if len(groups) > 1 or len({norm.training for norm in norms}) > 1:
         return None
-    x, group = autocast(x), groups.pop()
+    x, group = as_autocast(x), groups.pop()
     call = _call(x, first.weight, first.stride, first.padding, True, gelu)
     if group:  # all processes must decide alike, whatever their maps
         call = replace(call, channels_last=True, batch=1, size=call.kernel)

@@ -16,8 +16,8 @@ def constant_when_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 @constant_when_compiled
 def is_exported() -> bool:
     """Whether ``torch.export`` calls; what ``torch.compile`` traces is not exported."""
-    # a constant, since code that dynamo traces always finds that it is exported; torch 2.6 cannot
-    # tell the two apart
+    # a constant, since code that dynamo traces always finds that it is exported; torch 2.6 has no
+    # such question, and this one is true while it exports without dynamo
     return getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)()
 
 

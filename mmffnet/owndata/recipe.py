@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from mmengine.device import get_device
 
+from mmffnet.checkpoint import OWN_WEIGHTS, SCHEME
 from mmffnet.errors import UsageError
 
 from .formats import OwnData
@@ -20,10 +21,8 @@ _TASKS = {
     'seg': ('segmentation/semfpn_{}_ade20k.py', 'Semantic FPN', 'mIoU'),
     'cls': ('classification/{}_in1k.py', 'Image classifier', 'accuracy/top1'),
 }
-#: Starts of the addresses of weights that come with the package
-_OWN = 'mmffnet://ffnet-nano'
 #: What detectors of photographs start from where there is nothing better: docs/owndata.md
-_DRAWN = f'{_OWN}-seg'
+_DRAWN = f'{SCHEME}ffnet-nano-seg'
 #: Rough need of a training, GB for a megapixel of input
 _MEMORY = dict(nano=1.5, ffnet1=5, ffnet2=8, ffnet3=11, ffnet4=16)
 _FEW = (500, 100)  # pictures below which one, two early stages keep their pre-trained weights
@@ -54,7 +53,7 @@ def choose(data: OwnData, arch: str | None, weights: str | None, size: int | Non
     reasons = [f'{_TASKS[task][1]}: what the {data.format} labels are for (task {task})']
     count, least = len(data.part('train')), 1 if task in ('det', 'instance') else 2
     if count < least:
-        raise UsageError(f'{count} pictures to train with are too few: label at least {least + 1}')
+        raise UsageError(f'{count} pictures to train with are too few: at least {least} are needed')
     if arch is None:
         arch = 'nano' if device == 'cpu' else 'ffnet1' if count < _MANY else 'ffnet2'
         reasons.append(f'backbone {arch}: the training runs on {device}, with {count} pictures')
@@ -62,7 +61,7 @@ def choose(data: OwnData, arch: str | None, weights: str | None, size: int | Non
         weights = f'mmffnet://{arch}-{"384" if arch == "ffnet4" else "distilled"}'
     if weights is None and task in ('det', 'instance'):  # for classifiers and masks not tried
         weights = _DRAWN
-    drawn = weights is not None and weights.startswith(_OWN)
+    drawn = weights is not None and weights.removeprefix(SCHEME) in OWN_WEIGHTS
     seen = ', which have seen drawn shapes alone: trained as random weights are' * drawn
     reasons.append(f'starts from {weights or "random weights"}{seen}')
     trained = weights is not None and not drawn

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 
@@ -56,7 +57,7 @@ def read_pictures(data: OwnData) -> dict[Path, np.ndarray]:
                     deep.append(picture.path)
                 image.draft('L', (64, 64))
                 small = np.asarray(image.convert('L').resize((17, 16)), np.int16)
-        except UNREADABLE:
+        except (*UNREADABLE, cv2.error):
             broken.append(picture.path)
             continue
         if small.std() > 1:  # empty ones are all alike

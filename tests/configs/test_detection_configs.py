@@ -35,8 +35,6 @@ from mmdet.structures.mask import BitmapMasks
 CONFIGS = [n for n in config_names() if re.fullmatch(r'detection/\w+_coco\.py', n)]
 CASCADES = [f'detection/cascademaskrcnn_ffnet{i}_3x_coco.py' for i in (2, 3, 4)]
 ONE_X = [f'detection/{m}_ffnet{i}_coco.py' for m in ('maskrcnn', 'retinanet') for i in range(1, 5)]
-#: Differ from the narrowest and the widest of their kind in the backbone alone
-BETWEEN = [*ONE_X[1:3], *ONE_X[5:7], CASCADES[1]]
 
 
 @cache
@@ -127,7 +125,7 @@ def batch(with_masks, height=64, width=96):
     return dict(inputs=images, data_samples=[sample, sample.clone()])
 
 
-@pytest.mark.parametrize('name', [n for n in CONFIGS if n not in BETWEEN])
+@pytest.mark.parametrize('name', CONFIGS)
 @pytest.mark.slow
 def test_trains_and_predicts(name):
     cfg = shrink(read(name))

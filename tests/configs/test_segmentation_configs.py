@@ -38,8 +38,6 @@ SYSTEMS = ['segmentation/ffnetseg_ade20k.py', 'segmentation/ffnetseg_cityscapes.
 OTHERS = ['segmentation/upernet_ffnet2_cityscapes.py', 'segmentation/segformer_ffnet2_ade20k.py']
 NANO = 'segmentation/semfpn_nano_ade20k.py'
 PAPER = [*UPERNETS[1:], *SYSTEMS]
-#: Differ from the narrowest and the widest of their kind in the backbone alone
-BETWEEN = [*UPERNETS[1:3], *SEMFPNS[1:3]]
 METHODS = ('upernet', 'semfpn', 'segformer')
 
 
@@ -147,7 +145,7 @@ def batch(height, width, classes, images=1):
     return dict(inputs=inputs, data_samples=[sample.clone() for _ in range(images)])
 
 
-@pytest.mark.parametrize('name', [n for n in CONFIGS if n not in BETWEEN])
+@pytest.mark.parametrize('name', CONFIGS)
 @pytest.mark.slow
 def test_trains_and_predicts(name):
     cfg = shrink(read(name))

@@ -3,6 +3,7 @@
 import copy
 import functools
 import multiprocessing
+import sys
 from pathlib import Path
 
 import mmengine
@@ -371,15 +372,63 @@ def test_assertions_of_a_model_name_their_place():
         build_runner(cfg)
 
 
-def test_what_a_custom_import_lacks_is_named(tmp_path):
-    (tmp_path / 'mine.py').write_text('import no_such_package\n')
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('import no_such_package', "ModuleNotFoundError: No module named 'no_such_package'"),
+        (
+            'try:\n    import fast\nexcept ImportError:\n    import required',
+            "No module named 'required'",
+        ),
+        (
+            "try:\n    import fast\nexcept ImportError:\n    raise ImportError('see README')",
+            'ImportError: see README',
+        ),
+    ],
+)
+def test_what_a_custom_import_lacks_is_named(tmp_path, monkeypatch, text, message):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'imported_by_a_config.py').write_text(text)
+    monkeypatch.delitem(sys.modules, 'imported_by_a_config', raising=False)
     config = tmp_path / 'config.py'
-    config.write_text(
-        f'import sys\nsys.path.insert(0, {str(tmp_path)!r})\n'
-        "custom_imports = dict(imports=['mine'])\n"
-    )
-    with pytest.raises(UsageError, match="No module named 'no_such_package'"):
+    config.write_text("custom_imports = dict(imports=['imported_by_a_config'])\n")
+    with pytest.raises(UsageError, match=message):
         read_config(str(config))
+    config.write_text(
+        "try:\n    import fast\nexcept ImportError:\n    raise ValueError('see README')\n"
+    )
+    with pytest.raises(UsageError, match='ValueError: see README'):
+        read_config(str(config))
+
+
+@pytest.mark.parametrize(
+    ('error', 'expected'),
+    [
+        (BrokenPipeError(32, 'Broken pipe'), BrokenPipeError),
+        (ConnectionResetError(104, 'reset'), ConnectionResetError),
+        (OSError('of a worker'), OSError),
+        (OSError(28, 'No space left on device'), UsageError),
+    ],
+)
+def test_what_is_no_mistake_keeps_its_traceback(toy, tmp_path, error, expected):
+    cfg = toy.toy_config(tmp_path)
+    runner = build_runner(train_config(cfg))
+
+    def fail(runner):
+        raise error
+
+    runner.register_hook(toy.At('after_train_iter', 1, fail))
+    with pytest.raises(expected) as found:
+        run(runner, 'train')
+    assert type(found.value) is expected
+
+
+def test_optimizers_that_a_constructor_makes(toy, tmp_path):
+    cfg = toy.toy_config(tmp_path)
+    cfg.optim_wrapper = dict(constructor='Own', optimizer=dict(type='NobodyElses'))
+    runner._check_optimizer(cfg)
+    cfg.optim_wrapper = OptimWrapper(torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1))
+    runner._check_optimizer(cfg)
 
 
 def test_places_for_results_are_tried_first(toy, tmp_path, checkpoint):

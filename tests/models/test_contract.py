@@ -325,12 +325,11 @@ def test_graphs(name, fused, device):
 def test_compiles_without_graph_breaks(family, training, device):
     """With the code generator left out: it takes a minute and is PyTorch's own affair."""
     torch._dynamo.reset()
-    backend = 'aot_eager' if training else 'eager'  # what is differentiated, and the graph alone
     model = family.build(device, with_cp=True).train(training)
     x = torch.rand(2, 3, 64, 64, device=device)
     reference = copy.deepcopy(model)
     with family.declares('compile'), torch.set_grad_enabled(training):
-        compiled = torch.compile(model, fullgraph=True, backend=backend)
+        compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
         outs, expected = compiled(x), reference(x)
         assert_same(outs, expected, rtol=1e-3, atol=1e-5)
         if not training:

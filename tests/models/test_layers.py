@@ -261,10 +261,11 @@ def test_who_listens_inside_a_block_is_not_dropped_in_silence():
         lambda block: block.norm.register_full_backward_hook(lambda module, *grads: None),
         lambda block: setattr(block.conv, 'forward', lambda x: x),
         lambda block: setattr(block, 'forward', lambda x: x),
+        lambda block: block.register_full_backward_hook(lambda module, *grads: None),
     ):
         model = nn.Sequential(nn.Sequential(ConvNorm(3, 4, 3)), ConvNorm(4, 4, 3))
         change(model[0][0])
-        with pytest.raises(ValueError, match='ConvNorm cannot be folded: its parts have hooks'):
+        with pytest.raises(ValueError, match=r'0\.0: ConvNorm cannot be folded: its parts have'):
             mmffnet.reparameterize(model)
         assert isinstance(model[0][0], FusibleBlock) and isinstance(model[1], FusibleBlock)
 

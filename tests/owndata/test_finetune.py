@@ -184,7 +184,7 @@ def test_few_pictures(tmp_path):
     pictures = sorted(root.rglob('*.jpg'))
     for picture in pictures[2:]:
         picture.unlink()
-    with pytest.raises(UsageError, match='1 pictures to train with are too few'):
+    with pytest.raises(UsageError, match='1 pictures to train with are too few: at least 2'):
         finetune(str(root), str(tmp_path / 'out'), dry_run=True, say=lambda text: None)
 
 

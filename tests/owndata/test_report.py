@@ -131,6 +131,13 @@ def test_pictures_that_the_training_cannot_read(root):
         assert not found(report_of(root)[1], 'cannot be read')
 
 
+def test_a_picture_that_is_too_high_for_opencv(root):
+    (root / 'train' / 'a1.jpg').unlink()
+    Image.new('L', (1, 1_100_000)).save(root / 'train' / 'a1.tif')
+    rewrite(root, 'train/a1.json', 'a1.jpg', 'a1.tif')
+    assert found(report_of(root)[1], 'cannot be read and are left out (1): train/a1.tif')
+
+
 def test_labels_for_a_picture_before_it_was_turned(root):
     size = ', "imageWidth": 96, "imageHeight": 64}'
     for name in ('a1', 'a2'):

@@ -80,7 +80,10 @@ class FuseHook(Hook):
     """Re-parameterises a model before it is tested, see :func:`mmffnet.reparameterize`."""
 
     def before_test(self, runner: Runner) -> None:
-        reparameterize(runner.model)
+        try:
+            reparameterize(runner.model)
+        except ValueError as error:
+            raise UsageError(f'--fuse: {error}') from error
 
 
 @HOOKS.register_module()

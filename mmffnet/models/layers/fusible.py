@@ -35,10 +35,11 @@ class FusibleBlock(nn.Module):
 
     def fuse(self) -> nn.Conv2d:
         """Returns the equivalent convolution, with this block's dtype, device and flags."""
-        if self._is_observed_inside() or 'forward' in vars(self):
+        own = self._backward_hooks or self._backward_pre_hooks or 'forward' in vars(self)
+        if own or self._is_observed_inside():
             raise ValueError(
                 f'{type(self).__name__} cannot be folded: its parts have hooks or a forward of '
-                'their own, which would be gone; remove them first'
+                'their own, or it has backward hooks, which would be gone; remove them first'
             )
         kernel, bias, like = self.folded()
         conv = conv_like(like, kernel, bias)

@@ -56,13 +56,16 @@ def reparameterize(model: nn.Module) -> nn.Module:
     hooks: list[tuple[nn.Module, FuseOnLoad]] = []
     fused: dict[FusibleBlock, nn.Conv2d] = {}
     inside: set[nn.Module] = set()
-    for parent in model.modules():
+    for path, parent in model.named_modules():
         if parent in inside:
             continue
         for name, child in parent._modules.items():  # named_children() leaves out repetitions
             if isinstance(child, FusibleBlock):
                 if child not in fused:  # a block in two places stays one convolution
-                    fused[child] = child.fuse()
+                    try:
+                        fused[child] = child.fuse()
+                    except ValueError as error:
+                        raise ValueError(f'{f"{path}.{name}".lstrip(".")}: {error}') from error
                     inside.update(child.modules())
                 replacements.append((parent, name, fused[child]))
         for conv_name, norm_name in _conv_norm_neighbours(parent):

@@ -20,8 +20,8 @@ from .constants import Constants
 #: Runs that a shuffled map is cut into
 _RUNS = 4
 
-#: Permutations of all scalars of a map take as much memory as the map
-_kept = Constants(16)
+#: Few, as the permutations of all scalars of a map take four times its memory
+_kept = Constants(8)
 
 
 @MODELS.register_module()
