@@ -30,7 +30,7 @@ def import_package(name: str, what: str = 'this') -> ModuleType:
         ) from error
 
 
-def describe_error(error: Exception) -> str:
+def describe_error(error: BaseException) -> str:
     """The first line that says something, after the type unless that is all there is."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
