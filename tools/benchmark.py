@@ -58,6 +58,8 @@ def _accuracy(args: argparse.Namespace) -> int:
     from mmffnet.benchmark.metafiles import read_entries, select
     from mmffnet.checkpoint.files import check_writable
 
+    if not args.dry_run:
+        check_writable(args.out)
     entries = accuracy.own_entries(args.pairs) if args.pairs else read_entries(args.metafile)
     jobs = accuracy.plan(
         select(entries, args.models),
@@ -69,7 +71,6 @@ def _accuracy(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(accuracy.describe(accuracy.rows(jobs)), end='')
         return 0
-    check_writable(args.out)
     accuracy.run(jobs)
     print(accuracy.save(jobs, args.out), end='')
     print(f'\nwritten: {args.out}/accuracy.md, .csv, .json')

@@ -7,6 +7,8 @@ import pytest
 import torch
 import yaml
 
+from mmffnet_cli.main import main
+
 SMALL = dict(train=16, val=6, size=64, seed=0)
 
 
@@ -138,11 +140,15 @@ def test_accuracy(toy, trained, tmp_path):
         ),
     ],
 )
-def test_mistakes(toy, tmp_path, arguments, message):
-    status, text = tool(toy, tmp_path, 'benchmark.py', *arguments)
-    assert status == 2
-    assert message in text and 'Traceback' not in text
-    assert text.splitlines()[-1].startswith('benchmark.py: error: ')
+def test_mistakes(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        with pytest.raises(SystemExit, match='2'):
+            main(['benchmark', *arguments])
+    finally:
+        torch.set_num_threads(1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('mmffnet benchmark: error: ') and message in line
 
 
 @pytest.mark.slow
