@@ -69,9 +69,9 @@ def packages_by_path() -> Iterator[None]:
     config = mmengine.config.config
     search, is_installed = config._get_external_cfg_path, config.is_installed
 
-    def find(package: str, name: str) -> str:
-        path = Path(package, '.mim', 'configs', name)
-        return str(path) if path.is_file() else search(package, name)
+    def find(folder: str, name: str) -> str:
+        path = Path(folder, '.mim', 'configs', name)
+        return str(path) if path.is_file() else search(folder, name)
 
     config._get_external_cfg_path, config.is_installed = find, functools.cache(is_installed)
     try:

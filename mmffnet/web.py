@@ -22,9 +22,11 @@ def prepare(host: str, port: int | None) -> None:
     """Make sure that a page can be shown, before a model is loaded."""
     _import_gradio()
     try:
-        with socket.socket() as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind((host, port or 0))
+        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as trial:
+            if os.name != 'nt':  # where it lets two programs listen at one port
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
     except (OSError, OverflowError) as error:
         raise UsageError(f'cannot listen at {host}:{port or "any port"}: {error}') from error
 

@@ -19,6 +19,8 @@ from urllib.parse import urlparse
 import torch
 from mmengine.device import get_device
 
+from mmffnet_cli.environment import environment
+
 from ..checkpoint import SCHEME, official_url
 from ..datasets.checks import find_missing_data
 from ..engine import runner
@@ -105,11 +107,16 @@ def plan(
     Nothing is built, loaded or downloaded. With ``tta``, models that have a number published for
     test-time augmentation are evaluated so as well; those that have no other number always are.
     """
-    jobs = []
+    jobs: list[Job] = []
     for entry in entries:
         published = {metric in _AUGMENTED for metric in entry.published} or {False}
         for with_tta in sorted(published) if tta else [min(published)]:
             stem = re.sub(r'[^\w.=+-]', '_', entry.name) + ('_tta' if with_tta else '')
+            if any(job.result.stem == stem for job in jobs):
+                raise UsageError(
+                    f'two models are called {entry.name}: give their configs or checkpoints '
+                    'names of their own'
+                )
             request = dict(
                 config=entry.config,
                 checkpoint=entry.weights,
@@ -119,7 +126,7 @@ def plan(
             )
             job = Job(entry, with_tta, out / f'{stem}.json', request)
             # changes with everything that the result depends on
-            content = json.dumps([request, *_look(job)])
+            content = json.dumps([request, *_look(job), environment(quick=True)['packages']])
             request['key'] = hashlib.sha256(content.encode()).hexdigest()
             request['work_dir'] = str(out / 'work_dirs' / stem)
             job.outcome = job.read_outcome()
@@ -203,13 +210,15 @@ def rows(jobs: Sequence[Job]) -> list[dict[str, Any]]:
         }
         names = [n for n in job.entry.published if (n in _AUGMENTED) == job.tta] or list(measured)
         plans = [*job.missing, *([f'to be downloaded: {job.download}'] if job.download else [])]
-        note = outcome.get('problem') or ('' if job.outcome else '; '.join(plans))
+        general = outcome.get('problem') or ('' if job.outcome else '; '.join(plans))
         for name in names or ['']:
+            note, status = general, job.status
             published, value = job.entry.published.get(name), measured.get(name)
             known = published is not None and value is not None
             difference = round(value - published, 2) if known else None  # type: ignore[operator]
             if value is None and job.status == 'done':
                 note = f'the evaluator gave no {name or "metric that is known here"}'
+                status = 'missing'
             table.append(
                 dict(
                     model=job.entry.name,
@@ -222,7 +231,7 @@ def rows(jobs: Sequence[Job]) -> list[dict[str, Any]]:
                     parameters=outcome.get('parameters'),
                     macs=outcome.get('macs'),
                     size='x'.join(map(str, outcome.get('size', ()))),
-                    status=job.status,
+                    status=status,
                     note=note,
                 )
             )

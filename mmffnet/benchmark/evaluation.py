@@ -68,6 +68,8 @@ def evaluate(config: str, checkpoint: str, device: str | None = None) -> Results
     with scope_of(cfg), refusing():
         dataset = DATASETS.build(settings)
     samples = [dataset.get_data_info(i) for i in range(len(dataset))]
+    if not samples:
+        raise UsageError(f'the test data of {config} hold no pictures')
     inferencer = Inferencer(config, checkpoint, device)
     times = []
 
@@ -237,6 +239,8 @@ def _segmentation(pairs: _Pairs, legend: Legend) -> tuple[Results, _Paint]:
     samples, scores = [], []
     for sample, prediction in pairs:
         truth = load(dict(sample))['gt_seg_map']
+        if truth.shape != prediction.labels.shape:
+            raise UsageError(f'{sample["seg_map_path"]} has another size than its picture')
         known = truth < number
         both = number * truth[known].astype(int) + prediction.labels[known]
         mine = np.bincount(both, minlength=number**2).reshape(number, number)

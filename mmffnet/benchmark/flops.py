@@ -70,7 +70,7 @@ def count_network(network: Network, size: Sequence[int]) -> tuple[Cost, Cost]:
         try:
             model = network.build(device)
             return count(model, size), count(fuse(model), size)
-        except (NotImplementedError, RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError) as error:
             problem = error
     height, width = size
     reason = str(problem).partition('\n')[0]

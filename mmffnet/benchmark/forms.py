@@ -152,8 +152,9 @@ def _speed_up(
     parts = trunk(model) if hasattr(model, 'backbone') else [model]
     if form.compile or form.freeze:
         # several networks share the code of their modules: each is one more compilation of it
-        torch._dynamo.config.recompile_limit = 1000
-        torch._dynamo.config.accumulated_recompile_limit = 10000
+        # (by the names that torch 2.6 knows, too)
+        torch._dynamo.config.cache_size_limit = 1000
+        torch._dynamo.config.accumulated_cache_size_limit = 10000
         options = dict(options={'freezing': True}) if form.freeze else {}
         for part in parts:
             part.compile(**options)

@@ -100,7 +100,7 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
 
     It is a variant of FFNet or FFNetSeg, a family of :data:`FAMILIES` and a variant of it
     (``poolformer-s12``), a key of :data:`PEERS`, ``timm:`` and a name of timm's, a config (a file,
-    or the name of one that mmffnet ships), or an exported model. ``around``, a key of
+    or one that mmffnet ships, by its folder and name), or an exported model. ``around``, a key of
     :data:`AROUND`, puts a backbone into that model.
     """
     peer = PEERS.get(name)
@@ -117,11 +117,11 @@ def find_network(name: str, around: str | None = None, cfg_options: Sequence[str
     elif peer or name.startswith('timm:'):
         timm_name = peer.timm_name if peer else name.removeprefix('timm:')
         backbone = dict(type='mmffnet.TimmFeatures', name=timm_name)
-    elif format_of(name):
-        return _find_exported(Path(name))
-    elif name.endswith('.py') or '/' in name:
+    elif format_of(name) or name.endswith('.py') or '/' in name:
         if around is not None:
             raise UsageError(f'{name} is a whole model: it cannot be put into {around}')
+        if format_of(name):
+            return _find_exported(Path(name))
         cfg = read_config(name, cfg_options)
         return Network(name, partial(build_model, cfg), input_size(cfg))
     else:

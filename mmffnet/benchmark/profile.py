@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ..errors import UsageError
+from ..errors import UsageError, describe_error
 from .forms import Form, prepare
 from .networks import Network
 from .report import Rows
@@ -55,10 +55,13 @@ def profile_network(
     torch.manual_seed(0)
     model = network.build('cpu')
     image = torch.rand(batch, 3, *(size or network.size), device=device)
-    call, _ = prepare(model, form, image, torch.get_num_threads(), Path())
-    names = [] if form.compile or form.freeze else _mark_modules(model, depth)
-    for _ in range(2):
-        call()
+    try:
+        call, _ = prepare(model, form, image, torch.get_num_threads(), Path())
+        names = [] if form.compile or form.freeze else _mark_modules(model, depth)
+        for _ in range(2):
+            call()
+    except (RuntimeError, ValueError) as error:  # of a compiler, a size, the memory
+        raise UsageError(f'{network.name}, {form}: {describe_error(error)}') from error
     activities = [ProfilerActivity.CPU]
     on_gpu = torch.device(device).type == 'cuda'
     if on_gpu:

@@ -16,6 +16,7 @@ from torch import Tensor
 from mmffnet_cli import FORMATS, format_of
 
 from ..deploy.reparameterize import deviation
+from ..errors import UsageError
 from .forms import RUNTIMES, Call, Form, prepare, prepare_exported, prepare_training
 from .networks import Network
 from .profile import peak_memory
@@ -110,7 +111,7 @@ def measure(
                 found.deviation = deviation(first, outputs)
                 del outputs
                 taken = min(_turn(call, 1, device, clock) for _ in range(2))
-                calls.append((found, call, max(1, math.ceil(_TURN / taken))))
+                calls.append((found, call, max(1, math.ceil(_TURN / max(taken, 1e-4)))))
                 seconds = time.perf_counter() - start
                 progress(f'{found.name}: ready in {seconds:.0f} s, one call {1e3 * taken:.1f} ms')
             gc.collect()
@@ -145,6 +146,8 @@ def _prepare(
     image = torch.rand(batch, 3, *found.size, device=device)
     threads = torch.get_num_threads()
     if found.network.exported:
+        if train:
+            raise UsageError('it is an exported model, which cannot be trained')
         call = prepare_exported(found.network.exported, found.form, 255 * image, threads)
         return call, call()
     model = found.network.build('cpu')

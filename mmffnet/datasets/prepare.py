@@ -6,6 +6,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def prepare(
                 unpack(store / one.name, folder, tops, force)
             if dataset.train_ids:
                 make_train_ids(folder)
-            lock.unlink(missing_ok=True)
+            with suppress(PermissionError):  # on Windows, where the lock removes it
+                lock.unlink(missing_ok=True)
         if lacking := _find_lacking(folder, files):
             raise UsageError(
                 f'{folder} lacks {", ".join(lacking.values())}, although the archives are '
@@ -181,7 +183,8 @@ def make_train_ids(folder: Path) -> None:
         target = path.with_name(path.name.replace('_labelIds', '_labelTrainIds'))
         if target.exists():
             continue
-        labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        content = np.fromfile(path, np.uint8)  # OpenCV opens no names beyond ASCII on Windows
+        labels = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if len(content) else None
         if labels is None or labels.ndim != 2 or labels.dtype != np.uint8 or labels.max() > 33:
             raise UsageError(
                 f'{path} is damaged or no label image of Cityscapes (one channel, 0 to 33): '

@@ -22,8 +22,6 @@ _EMPTY = -1.0  # the score of a place without a candidate
 class DenseBoxes(nn.Module):
     """Candidates of mmdet's ``RetinaHead`` or ``RPNHead``: the best of every level, decoded."""
 
-    strides: list[tuple[int, int]]
-
     def __init__(self, head: Any):
         super().__init__()
         _demand(head.use_sigmoid_cls, 'a sigmoid classification', head)

@@ -93,9 +93,15 @@ def export_config(
         batch, size = batch or 1, size or natural_size(cfg)
     # what wrap() goes by, before the weights are fetched
     detector = not backbone and {'roi_head', 'bbox_head'} & set(cfg.get('model') or {})
-    _check_request('detection' if detector else None, format, batch, size)
-    model, raw_meta = load_model(cfg, checkpoint)
+    task = 'detection' if detector else None
+    _check_request(task, format, batch, size, calibration is not None, pictures is not None)
     resize = _resizing(cfg)
+    read = partial(read_pictures, resizing=resize, size=size)
+    images = dict(
+        calibration=read(calibration, most=_MOST_CALIBRATION) if calibration else None,
+        pictures=read(pictures, most=_MOST_COMPARED) if pictures else None,
+    )
+    model, raw_meta = load_model(cfg, checkpoint)
     legend = find_legend(cfg, raw_meta)
     info = dict(
         classes=[str(one) for one in legend.classes] or None,
@@ -103,7 +109,6 @@ def export_config(
         resize=resize,
         config=name,
     )
-    read = partial(read_pictures, resizing=resize, size=size)
     return export_model(
         model,
         target,
@@ -112,8 +117,7 @@ def export_config(
         backbone=backbone,
         batch=batch,
         size=size,
-        calibration=read(calibration, most=_MOST_CALIBRATION) if calibration else None,
-        pictures=read(pictures, most=_MOST_COMPARED) if pictures else None,
+        **images,
         force=force,
     )
 
@@ -153,16 +157,14 @@ def export_model(
     """
     target = Path(target)
     _check_target(target, format, force)
-    if pictures is not None and format == 'coreml':
-        raise ValueError(
-            'what a file for CoreML gives for pictures is not compared: leave out --pictures'
-        )
+    int8 = calibration is not None
+    _check_request(None, format, batch, size, int8, pictures is not None)
     reference: Any = model
     if model.training or any(p.device.type != 'cpu' for p in model.parameters()):
         # the comparison is made on the CPU, too: GPUs may round convolutions to TF32
         reference = copy.deepcopy(model).cpu().eval()
     module = wrap(reference, backbone)
-    meta = _meta(module, format, batch, size, info or {}, int8=calibration is not None)
+    meta = _meta(module, format, batch, size, info or {}, int8)
     notes = []
     if module.task == 'segmentation' and (reference.test_cfg or {}).get('mode') == 'slide':
         notes = ['note: the config tests in sliding windows; the file takes the picture as a whole']
@@ -229,8 +231,21 @@ def _check_target(target: Path, format: str, force: bool) -> None:
 
 
 def _check_request(
-    task: str | None, format: str, batch: int | None, size: Sequence[int] | None
+    task: str | None,
+    format: str,
+    batch: int | None,
+    size: Sequence[int] | None,
+    int8: bool = False,
+    pictures: bool = False,
 ) -> None:
+    if int8 and (format not in ('onnx', 'openvino') or task == 'detection'):
+        raise ValueError(
+            'int8 is for classifiers, segmentors and backbones, in the formats onnx and openvino'
+        )
+    if format == 'coreml' and pictures:
+        raise ValueError(
+            'what a file for CoreML gives for pictures is not compared: leave out --pictures'
+        )
     if task == 'detection' and not FORMATS[format].detectors:
         raise ValueError(
             f'detectors cannot be exported to {format}: use onnx, openvino or torchscript'
@@ -258,7 +273,7 @@ def _meta(
     info: dict[str, Any],
     int8: bool = False,
 ) -> dict[str, Any]:
-    _check_request(module.task, format, batch, size)
+    _check_request(module.task, format, batch, size, int8)
     height, width = size or (None, None)
     precision = 'int8' if int8 else 'float16' if format == 'coreml' else 'float32'
     meta = dict(

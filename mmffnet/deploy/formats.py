@@ -122,10 +122,6 @@ def write_int8(
     ONNX Runtime's static quantisation, a scale for every channel of the weights, calibrated on
     pictures (3, H, W), R, G, B, 0 to 255; OpenVINO reads the same graph.
     """
-    if format not in ('onnx', 'openvino') or meta['task'] == 'detection':
-        raise ValueError(
-            'int8 is for classifiers, segmentors and backbones, in the formats onnx and openvino'
-        )
     import_package('onnxruntime')
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 

@@ -107,6 +107,7 @@ class Exported:
         }
 
     def _check(self, images: np.ndarray) -> np.ndarray:
+        images = np.asarray(images)
         shape = images.shape
         if len(shape) != 4 or shape[1] != 3 or not shape[0] or images.dtype.kind not in 'uif':
             raise ValueError(
@@ -310,10 +311,17 @@ def _load_onnx(path: Path, device: str, threads: int | None, _: str) -> tuple[st
     if threads:
         options.intra_op_num_threads = threads
     settings = {'device_id': number or '0'} if kind == 'cuda' else {}
+    names = ('InvalidProtobuf', 'InvalidGraph', 'InvalidArgument', 'NotImplemented', 'EPFail')
+    kinds = [getattr(errors, name) for name in (*names, 'RuntimeException', 'Fail')]
+    providers = [(provider, settings)]
     try:
-        session = ort.InferenceSession(str(path), options, providers=[(provider, settings)])
-    except (errors.InvalidProtobuf, errors.InvalidGraph, errors.Fail) as error:
+        session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    except tuple(kinds) as error:  # which have no type in common
         raise RuntimeError(str(error)) from error
+    if provider not in session.get_providers():  # it logs a line, and takes the CPU
+        raise ValueError(
+            f'onnxruntime cannot use {device!r}, though it was built for it: its log says why'
+        )
     text = session.get_modelmeta().custom_metadata_map.get(META_KEY, '')
     name = session.get_inputs()[0].name
     return text, lambda images: session.run(None, {name: images})

@@ -640,7 +640,7 @@ def ms_deform_attn_forward(
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
     return multi_scale_deformable_attn_pytorch(
-        value, value_spatial_shapes, sampling_locations, attention_weights
+        _wide(value), value_spatial_shapes, _wide(sampling_locations), _wide(attention_weights)
     ).type_as(value)
 
 

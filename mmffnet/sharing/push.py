@@ -2,13 +2,14 @@
 
 import re
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from mmengine.config import Config
 
 from mmffnet.checkpoint import save_atomically
 from mmffnet.checkpoint.hub import REPOSITORY, explained, import_hub
+from mmffnet.config_types import find_scope
 from mmffnet.engine.models import find_legend, load_model
 from mmffnet.engine.runner import read_config
 from mmffnet.errors import UsageError
@@ -45,7 +46,7 @@ def push(
         raise UsageError(f'the repository must be OWNER/NAME, not {repository!r}')
     if dry_run and Path(dry_run).exists() and any(Path(dry_run).iterdir()):
         raise UsageError(f'{dry_run} is not empty: choose another folder for --dry-run')
-    if cfg.get('default_scope') not in OpenMMLabModel.TASKS:
+    if find_scope(cfg) not in OpenMMLabModel.TASKS:
         raise UsageError(f'models of {", ".join(OpenMMLabModel.TASKS)} can be pushed, no others')
     import_hub('mmffnet push')
     published = read_published(results, cfg)
@@ -80,8 +81,11 @@ def _without_places(node: Any) -> Any:
         return {key: _without_places(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
         return type(node)(map(_without_places, node))
-    if isinstance(node, str) and node.startswith(('/', '~')):
-        return Path(node).name or node
+    if isinstance(node, str):
+        text = node.removeprefix('file://')
+        for kind in (PurePosixPath, PureWindowsPath):
+            if kind(text).is_absolute() or text.startswith('~'):
+                return kind(text).name or node
     return node
 
 

@@ -67,7 +67,16 @@ def test_augmentation_for_what_is_published(tmp_path):
 def test_a_metric_that_is_not_given():
     (row,) = rows([done(Entry('a', published={'box AP': 51.8}), other=1.0)])
     assert row['measured'] is None and not row['outside']
-    assert row['note'] == 'the evaluator gave no box AP'
+    assert row['note'] == 'the evaluator gave no box AP' and row['status'] == 'missing'
+    entry = Entry('a', published={'box AP': 51.8, 'mask AP': 44.0})
+    box, mask = rows([done(entry, **{'coco/segm_mAP': 0.44})])
+    assert box['note'] and (mask['note'], mask['status']) == ('', 'done')
+
+
+def test_models_of_one_name(tmp_path):
+    pairs = ['a/config.py', 'a/epoch_12.pth', 'b/config.py', 'b/epoch_12.pth']
+    with pytest.raises(UsageError, match='two models are called config/epoch_12'):
+        plan(own_entries(pairs), tmp_path)
 
 
 @pytest.mark.slow

@@ -94,6 +94,7 @@ def test_sizes_of_configs(config, size):
         ('no/such.py', None, "no config file 'no/such.py'"),
         ('detection/retinanet_ffnet1_coco.py', 'upernet', 'is a whole model'),
         ('none.onnx', None, 'no exported model none.onnx'),
+        ('none.onnx', 'upernet', 'is a whole model'),
     ],
 )
 def test_mistakes(name, around, message):

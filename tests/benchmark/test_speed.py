@@ -113,6 +113,8 @@ def test_exported_files(tmp_path):
     forms = [Form(), parse_form('openvino+bf16')]
     (found,) = measure([network], forms, batch=2, rounds=2)
     assert found.form == Form(onnxruntime=True) and len(found.seconds) == 2
+    (found,) = measure([network], forms[:1], batch=2, rounds=1, train=True)
+    assert 'cannot be trained' in found.problem and not found.seconds
 
 
 def test_ratios_within_rounds():

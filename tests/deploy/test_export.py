@@ -310,6 +310,19 @@ def test_int8_is_not_for_everything(tiny_model, tiny_config, checkpoint, tmp_pat
         with pytest.raises(ValueError, match='int8 is for classifiers'):
             export_model(tiny_model(name), tmp_path / file, format, calibration=pictures)
     (tmp_path / 'empty').mkdir()
+    options = dict(calibration='no_such_folder')
+    for format, file, message in (
+        ('torchscript', 'a.torchscript', 'int8 is for'),
+        ('onnx', 'a.onnx', 'none in'),
+    ):
+        with pytest.raises(ValueError, match=message):  # before the weights are fetched
+            export_config(
+                tiny_config('classifier'),
+                'https://nowhere.invalid/a.pth',
+                format,
+                tmp_path / file,
+                **options,
+            )
     with pytest.raises(ValueError, match='there are none in'):
         export_config(
             tiny_config('classifier'),

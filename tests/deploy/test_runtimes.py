@@ -58,7 +58,7 @@ def test_outputs(exported):
         stage1=(2, 16, 8, 12), stage2=(2, 32, 4, 6), stage3=(2, 64, 2, 3)
     )
     assert all(value.dtype == np.float32 for value in found.values())
-    whole = exported(images.round().astype(np.uint8))
+    whole = exported(torch.from_numpy(images.round().astype(np.uint8)))
     np.testing.assert_array_equal(whole['stage1'], exported(images.round())['stage1'])
 
 
@@ -104,6 +104,13 @@ def test_files_that_are_not_ours(tmp_path):
     value = onnx.helper.make_tensor_value_info('x', onnx.TensorProto.FLOAT, [1])
     node = onnx.helper.make_node('Identity', ['x'], ['y'])
     out = onnx.helper.make_tensor_value_info('y', onnx.TensorProto.FLOAT, [1])
+    unknown = onnx.helper.make_node('Unknown', ['x'], ['y'])
+    graph = onnx.helper.make_graph([unknown], 'g', [value], [out])
+    strange = [onnx.helper.make_opsetid('', 20)]
+    model = onnx.helper.make_model(graph, opset_imports=strange, ir_version=10)
+    onnx.save(model, tmp_path / 'strange.onnx')
+    with pytest.raises(RuntimeError, match=r'cannot load .*strange\.onnx on cpu: .*Unknown'):
+        load_exported(tmp_path / 'strange.onnx')
     graph = onnx.helper.make_graph([node], 'g', [value], [out])
     opset = [onnx.helper.make_opsetid('', 20)]
     model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)

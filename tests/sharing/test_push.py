@@ -16,7 +16,7 @@ from mmffnet.checkpoint import read_checkpoint
 from mmffnet.engine.models import find_legend, load_model
 from mmffnet.engine.runner import read_config
 from mmffnet.errors import UsageError
-from mmffnet.sharing.push import push
+from mmffnet.sharing.push import _without_places, push
 
 pytest.importorskip('huggingface_hub')
 PARTS = ('train', 'val', 'test')
@@ -32,6 +32,23 @@ def models(tmp_path_factory):
 def header_of(folder):
     _, header, text = (folder / 'README.md').read_text().split('---\n', 2)
     return yaml.safe_load(header), text
+
+
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('/home/me/data', 'data'),
+        ('~/data', 'data'),
+        ('file:///home/me/data', 'data'),
+        ('C:\\Users\\me\\data', 'data'),
+        ('\\\\server\\share\\data', 'data'),
+        ('data/coco', 'data/coco'),
+        ('hf://me/net/a.pth', 'hf://me/net/a.pth'),
+        ('/', '/'),
+    ],
+)
+def test_places_of_this_machine_are_not_published(text, expected):
+    assert _without_places(dict(a=[(text, 1)])) == dict(a=[(expected, 1)])
 
 
 @pytest.mark.parametrize(('task', 'pipeline'), zip(TASKS, PIPELINES, strict=True))
