@@ -22,11 +22,10 @@ def prepare(host: str, port: int | None) -> None:
     """Make sure that a page can be shown, before a model is loaded."""
     _import_gradio()
     try:
-        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family) as trial:
+        with socket.socket() as trial:
             if os.name != 'nt':  # where it lets two programs listen at one port
                 trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind(address)
+            trial.bind((host, port or 0))
     except (OSError, OverflowError) as error:
         raise UsageError(f'cannot listen at {host}:{port or "any port"}: {error}') from error
 

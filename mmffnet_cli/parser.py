@@ -53,7 +53,8 @@ class Parser(argparse.ArgumentParser):
             if isinstance(error, (*mistakes, getattr(errors, 'UsageError', ()))):
                 self.error(str(error))
             if isinstance(error, ImportError):
-                place = traceback.extract_tb(error.__traceback__)[-1]
+                frames = traceback.extract_tb(error.__traceback__)
+                place = [frame for frame in frames if 'importlib' not in frame.filename][-1]
                 where = f'{place.filename}, line {place.lineno}'
                 self.error(f'a package cannot be imported: {error} ({where})')
             raise

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import errno
 import importlib
 import io
 import json
@@ -358,6 +359,22 @@ def test_damaged_zip_archive(tmp_path):
     path.write_bytes(content)
     with pytest.raises(DamagedCheckpointError, match=r'detector\.zip .* is damaged'):
         files.read_checkpoint(path)
+    content = bytearray(GOOD)  # the list of what is in it
+    content[content.rindex(b'PK\1\2') + 46] = 255
+    path.write_bytes(content)
+    with pytest.raises(DamagedCheckpointError, match=r'detector\.zip .* is damaged'):
+        files.read_checkpoint(path)
+
+
+def test_trouble_with_the_disk_is_not_called_damage(tmp_path, monkeypatch):
+    (tmp_path / 'good.pth').write_bytes(GOOD)
+
+    def fail(path):
+        raise OSError(errno.EIO, 'Input/output error')
+
+    monkeypatch.setattr(files, '_open_checkpoint', fail)
+    with pytest.raises(OSError, match='Input/output error'):
+        files.read_checkpoint(tmp_path / 'good.pth')
 
 
 def test_torchscript_is_no_checkpoint(tmp_path):

@@ -58,11 +58,12 @@ def _accuracy(args: argparse.Namespace) -> int:
     from mmffnet.benchmark.metafiles import read_entries, select
     from mmffnet.checkpoint.files import check_writable
 
+    entries = accuracy.own_entries(args.pairs) if args.pairs else read_entries(args.metafile)
+    entries = select(entries, args.models)
     if not args.dry_run:
         check_writable(args.out)
-    entries = accuracy.own_entries(args.pairs) if args.pairs else read_entries(args.metafile)
     jobs = accuracy.plan(
-        select(entries, args.models),
+        entries,
         args.out,
         tta=args.tta,
         fuse=args.fuse,

@@ -26,6 +26,7 @@ from ..datasets.checks import find_missing_data
 from ..engine import runner
 from ..engine.imports import import_models
 from ..errors import UsageError
+from ..version import __version__
 from .flops import count_network
 from .metafiles import Entry
 from .networks import find_network
@@ -42,6 +43,8 @@ METRICS = {
     'Top 1 Accuracy': ('accuracy/top1', 1.0),
     'Top 5 Accuracy': ('accuracy/top5', 1.0),
 }
+#: Packages whose versions may change results
+_MATTER = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
 #: Metrics that need test-time augmentation
 _AUGMENTED = {'mIoU(ms+flip)'}
 
@@ -108,14 +111,16 @@ def plan(
     test-time augmentation are evaluated so as well; those that have no other number always are.
     """
     jobs: list[Job] = []
+    packages = environment(quick=True)['packages']
+    versions = [__version__, *(packages[name] for name in _MATTER)]
     for entry in entries:
         published = {metric in _AUGMENTED for metric in entry.published} or {False}
         for with_tta in sorted(published) if tta else [min(published)]:
             stem = re.sub(r'[^\w.=+-]', '_', entry.name) + ('_tta' if with_tta else '')
             if any(job.result.stem == stem for job in jobs):
                 raise UsageError(
-                    f'two models are called {entry.name}: give their configs or checkpoints '
-                    'names of their own'
+                    f'{entry.name} and another model would write the same result, {stem}.json: '
+                    'each needs a name of its own'
                 )
             request = dict(
                 config=entry.config,
@@ -126,7 +131,7 @@ def plan(
             )
             job = Job(entry, with_tta, out / f'{stem}.json', request)
             # changes with everything that the result depends on
-            content = json.dumps([request, *_look(job), environment(quick=True)['packages']])
+            content = json.dumps([request, *_look(job), versions])
             request['key'] = hashlib.sha256(content.encode()).hexdigest()
             request['work_dir'] = str(out / 'work_dirs' / stem)
             job.outcome = job.read_outcome()

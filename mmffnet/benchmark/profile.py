@@ -54,14 +54,16 @@ def profile_network(
         raise UsageError(f'{form} runs outside of PyTorch, where nothing can be profiled')
     torch.manual_seed(0)
     model = network.build('cpu')
-    image = torch.rand(batch, 3, *(size or network.size), device=device)
     try:
+        image = torch.rand(batch, 3, *(size or network.size), device=device)
         call, _ = prepare(model, form, image, torch.get_num_threads(), Path())
-        names = [] if form.compile or form.freeze else _mark_modules(model, depth)
-        for _ in range(2):
-            call()
-    except (RuntimeError, ValueError) as error:  # of a compiler, a size, the memory
+        call()
+    except UsageError:
+        raise
+    except (RuntimeError, ValueError) as error:  # of a compiler, the memory, or a size
         raise UsageError(f'{network.name}, {form}: {describe_error(error)}') from error
+    names = [] if form.compile or form.freeze else _mark_modules(model, depth)
+    call()
     activities = [ProfilerActivity.CPU]
     on_gpu = torch.device(device).type == 'cuda'
     if on_gpu:

@@ -3,6 +3,7 @@
 import argparse
 import codecs
 import collections
+import errno
 import io
 import os
 import pickle
@@ -10,7 +11,6 @@ import re
 import secrets
 import threading
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,17 +69,21 @@ def _torch_load(file: BinaryIO, map_location: Any) -> Any:
             return torch.load(file, map_location=map_location, weights_only=True)
 
 
+class _UnfitArchiveError(ValueError):
+    """An archive that is whole, but no checkpoint."""
+
+
 def _open_checkpoint(path: Path) -> BinaryIO:
     """The checkpoint file, or the single checkpoint inside a zip archive, in memory."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if not name.startswith('__MACOSX/')]
             if any(name.endswith('/constants.pkl') for name in names):
-                raise ValueError(f'{path} is a TorchScript model, not a checkpoint')
+                raise _UnfitArchiveError(f'{path} is a TorchScript model, not a checkpoint')
             if not any(name.endswith('/data.pkl') for name in names):
                 inside = [name for name in names if name.endswith(('.pth', '.pth.tar', '.pt'))]
                 if len(inside) != 1:
-                    raise ValueError(
+                    raise _UnfitArchiveError(
                         f'{path} must hold exactly one checkpoint (.pth, .pth.tar or .pt), but '
                         f'holds {len(inside)}: unpack it and give the file that you mean'
                     )
@@ -106,14 +110,10 @@ def read_checkpoint(path: Any, map_location: Any = 'cpu') -> Any:
     if path.suffix == '.safetensors':
         return read_safetensors(path, map_location)
     try:
-        file = _open_checkpoint(path)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise _explain(error, path) from None
-    with file:
-        try:
+        with _open_checkpoint(path) as file:
             return _torch_load(file, map_location)
-        except Exception as error:
-            raise _explain(error, path) from None
+    except Exception as error:  # damage can look like anything
+        raise _explain(error, path) from None
 
 
 def _explain(error: Exception, path: Path) -> Exception:
@@ -133,8 +133,11 @@ def _explain(error: Exception, path: Path) -> Exception:
                 "torch.load(..., weights_only=False) and save its 'state_dict' alone."
             )
     damage = 'PytorchStreamReader|EOF|corrupt|byte size|[.]tar format'
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and not re.search(damage, text)
+    if (
+        isinstance(error, MemoryError | _UnfitArchiveError)
+        or (isinstance(error, RuntimeError) and not re.search(damage, text))
+        # seeking to a place that damage names is EINVAL, and decoders give no number
+        or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL))
     ):
         return error  # a device that is not there, for example
     reason = re.split(r'\. |\n', text)[0]

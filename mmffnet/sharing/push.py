@@ -81,11 +81,12 @@ def _without_places(node: Any) -> Any:
         return {key: _without_places(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
         return type(node)(map(_without_places, node))
-    if isinstance(node, str):
-        text = node.removeprefix('file://')
-        for kind in (PurePosixPath, PureWindowsPath):
-            if kind(text).is_absolute() or text.startswith('~'):
-                return kind(text).name or node
+    if isinstance(node, str) and (
+        node.startswith(('~', 'file://'))
+        or PurePosixPath(node).is_absolute()
+        or PureWindowsPath(node).is_absolute()
+    ):
+        return PureWindowsPath(node).name or node  # which takes both kinds of slashes
     return node
 
 

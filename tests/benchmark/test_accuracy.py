@@ -75,7 +75,7 @@ def test_a_metric_that_is_not_given():
 
 def test_models_of_one_name(tmp_path):
     pairs = ['a/config.py', 'a/epoch_12.pth', 'b/config.py', 'b/epoch_12.pth']
-    with pytest.raises(UsageError, match='two models are called config/epoch_12'):
+    with pytest.raises(UsageError, match='config/epoch_12 and another model would write the same'):
         plan(own_entries(pairs), tmp_path)
 
 

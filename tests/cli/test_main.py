@@ -1,5 +1,6 @@
 """The command `mmffnet`, and the tools behind `mmffnet train` and `mmffnet test`."""
 
+import importlib
 import os
 import re
 import runpy
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmffnet_cli import main
+from mmffnet_cli import Parser, main
 
 ROOT = Path(__file__).parents[2]
 DETECTOR = 'detection/maskrcnn_ffnet2_coco.py'
@@ -219,6 +220,18 @@ def test_mistakes_with_the_tools(toy, capsys, arguments, message):
     line = one_line_error(capsys, *arguments)
     assert line.startswith(f'mmffnet {arguments[0]}: error: ')
     assert message in line
+
+
+def test_a_package_that_is_missing_is_named_with_its_place(capsys):
+    parser = Parser(prog='tool')
+    with pytest.raises(SystemExit, match='2'), parser.reporting():
+        importlib.import_module('no_such_package')
+    line = capsys.readouterr().err
+    assert "No module named 'no_such_package'" in line and f'{Path(__file__).name}, line' in line
+    with pytest.raises(ValueError, match='a fault of ours'), parser.reporting():
+        raise ValueError('a fault of ours')
+    with pytest.raises(BrokenPipeError), parser.reporting(OSError):
+        raise BrokenPipeError
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')

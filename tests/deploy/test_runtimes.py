@@ -58,7 +58,7 @@ def test_outputs(exported):
         stage1=(2, 16, 8, 12), stage2=(2, 32, 4, 6), stage3=(2, 64, 2, 3)
     )
     assert all(value.dtype == np.float32 for value in found.values())
-    whole = exported(torch.from_numpy(images.round().astype(np.uint8)))
+    whole = exported(images.round().astype(np.uint8))
     np.testing.assert_array_equal(whole['stage1'], exported(images.round())['stage1'])
 
 

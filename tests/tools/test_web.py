@@ -110,6 +110,7 @@ def test_a_picture_is_painted_and_the_slider_decides(
         ([DETECTOR], 'needs a checkpoint'),
         (['no.onnx'], 'there is no exported model no.onnx'),
         ([DETECTOR, 'detection.pth', '--host', '192.0.2.1', '--port', '9'], 'cannot listen at'),
+        ([DETECTOR, 'detection.pth', '--port', '70000'], 'cannot listen at 127.0.0.1:70000'),
     ],
 )
 @pytest.mark.slow

@@ -38,8 +38,8 @@ class FusibleBlock(nn.Module):
         own = self._backward_hooks or self._backward_pre_hooks or 'forward' in vars(self)
         if own or self._is_observed_inside():
             raise ValueError(
-                f'{type(self).__name__} cannot be folded: its parts have hooks or a forward of '
-                'their own, or it has backward hooks, which would be gone; remove them first'
+                f'{type(self).__name__} cannot be folded: it has backward hooks or a forward of '
+                'its own, or its parts have hooks, which would be gone; remove them first'
             )
         kernel, bias, like = self.folded()
         conv = conv_like(like, kernel, bias)

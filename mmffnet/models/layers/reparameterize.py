@@ -46,8 +46,8 @@ def reparameterize(model: nn.Module) -> nn.Module:
         nn.Module: The same model (a new convolution if ``model`` itself is one fusible block).
 
     Raises:
-        ValueError: If a block's norm is not a batch norm, or something listens to a part of a
-            block; the model is then left as it was.
+        ValueError: If a block's norm is not a batch norm, something listens to a part of a block
+            or to its gradients, or its forward was replaced; the model is then left as it was.
     """
     if isinstance(model, FusibleBlock):
         return model.fuse()
