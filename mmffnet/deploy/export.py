@@ -157,13 +157,13 @@ def export_model(
     """
     target = Path(target)
     _check_target(target, format, force)
-    int8 = calibration is not None
-    _check_request(None, format, batch, size, int8, pictures is not None)
     reference: Any = model
     if model.training or any(p.device.type != 'cpu' for p in model.parameters()):
         # the comparison is made on the CPU, too: GPUs may round convolutions to TF32
         reference = copy.deepcopy(model).cpu().eval()
     module = wrap(reference, backbone)
+    int8 = calibration is not None
+    _check_request(module.task, format, batch, size, int8, pictures is not None)
     meta = _meta(module, format, batch, size, info or {}, int8)
     notes = []
     if module.task == 'segmentation' and (reference.test_cfg or {}).get('mode') == 'slide':
@@ -203,6 +203,7 @@ def export_module(model: nn.Module, path: str | os.PathLike, shape: Sequence[int
     ours = hasattr(model, 'data_preprocessor') or hasattr(model, 'out_indices')
     module = wrap(model) if ours else _Any(model, shape).eval()
     n, _, *size = shape
+    _check_request(module.task, format, n, size)
     write(module, path, format, _meta(module, format, n, size, {}))
     return path
 
@@ -273,7 +274,6 @@ def _meta(
     info: dict[str, Any],
     int8: bool = False,
 ) -> dict[str, Any]:
-    _check_request(module.task, format, batch, size, int8)
     height, width = size or (None, None)
     precision = 'int8' if int8 else 'float16' if format == 'coreml' else 'float32'
     meta = dict(
