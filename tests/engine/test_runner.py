@@ -76,6 +76,7 @@ def test_configs_of_packages_are_found_without_their_metafiles(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])
+@pytest.mark.slow
 def test_workers_end_with_the_training(toy, tmp_path, by_epoch):
     """At once, while the runner is still there."""
     cfg = toy.toy_config(tmp_path, by_epoch, workers=1)
@@ -343,6 +344,7 @@ def test_channels_last_before_ddp(how, toy, tmp_path, one_process, recwarn):
         ({'custom_hooks': [dict(type='Spoiling')]}, 'loss of iteration 1 .* not finite'),
     ],
 )
+@pytest.mark.slow
 def test_mistakes_in_a_config(toy, tmp_path, changes, message):
     """Of whatever is built or found out during a training, in one sentence."""
     cfg = toy.toy_config(tmp_path)
@@ -410,6 +412,7 @@ def test_what_a_custom_import_lacks_is_named(tmp_path, monkeypatch, text, messag
         (OSError(28, 'No space left on device'), UsageError),
     ],
 )
+@pytest.mark.slow
 def test_what_is_no_mistake_keeps_its_traceback(toy, tmp_path, error, expected):
     cfg = toy.toy_config(tmp_path)
     runner = build_runner(train_config(cfg))

@@ -209,6 +209,7 @@ def outcome(model, x, kernels):
     return [y, *grads, *model.buffers()]
 
 
+@pytest.mark.slow
 def test_recomputation_runs_on_the_kernels_of_the_first_pass(device, monkeypatch):
     """Although the backward pass is outside of the choice."""
     used = count_calls(monkeypatch)
