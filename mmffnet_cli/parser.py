@@ -55,8 +55,7 @@ class Parser(argparse.ArgumentParser):
             if isinstance(error, ImportError):
                 frames = traceback.extract_tb(error.__traceback__)
                 place = [frame for frame in frames if 'importlib' not in frame.filename][-1]
-                where = f'{place.filename}, line {place.lineno}'
-                self.error(f'a package cannot be imported: {error} ({where})')
+                self.error(f'cannot import: {error} ({place.filename}, line {place.lineno})')
             raise
 
     def error(self, message: str) -> NoReturn:

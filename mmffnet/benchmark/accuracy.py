@@ -111,8 +111,7 @@ def plan(
     test-time augmentation are evaluated so as well; those that have no other number always are.
     """
     jobs: list[Job] = []
-    packages = environment(quick=True)['packages']
-    versions = [__version__, *(packages[name] for name in _MATTER)]
+    versions = [__version__, *map(environment(quick=True)['packages'].get, _MATTER)]
     for entry in entries:
         published = {metric in _AUGMENTED for metric in entry.published} or {False}
         for with_tta in sorted(published) if tta else [min(published)]:

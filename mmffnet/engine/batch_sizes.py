@@ -82,9 +82,7 @@ class OfBatchSize:
         name = cfg.pop('type')
         self.kind: Any = find_type(name, TRANSFORMS, cfg.pop('_scope_', None))
         if self.kind is None or 'scale' not in cfg:
-            raise ValueError(
-                f'OfBatchSize: {name!r} must be a registered transform and have a scale'
-            )
+            raise ValueError(f'OfBatchSize: {name!r} must be registered and have a scale')
         self.cfg = cfg
 
     def __call__(self, results: dict) -> dict | None:

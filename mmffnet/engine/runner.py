@@ -332,8 +332,7 @@ def refusing() -> Iterator[None]:
 def _demand(cfg: Config, *parts: str) -> None:
     lacking = [part for part in parts if cfg.get(part) is None]
     if lacking:
-        name = f'{cfg.filename} ' if cfg.filename else ''
-        raise UsageError(f'the config {name}has no {", ".join(lacking)}')
+        raise UsageError(f'the config {cfg.filename or "given"} has no {", ".join(lacking)}')
 
 
 def _check_optimizer(cfg: Config) -> None:

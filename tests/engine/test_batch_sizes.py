@@ -11,7 +11,7 @@ from mmengine.dataset import DefaultSampler
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-from mmffnet.engine.batch_sizes import MultiSizeBatchSampler, SizedIndex
+from mmffnet.engine.batch_sizes import MultiSizeBatchSampler, OfBatchSize, SizedIndex
 
 
 def batches(seed=0, epoch=0, length=3000, **kwargs):
@@ -85,3 +85,9 @@ def test_batches_of_the_recipe(tmp_path):
             seen.add(tuple(pictures.shape))
         assert tuple(loader.dataset[0]['inputs'].shape) == (3, 224, 224)  # by itself
     assert seen == {(8, 3, 32, 32), (2, 3, 64, 64), (2, 3, 96, 96)}
+
+
+@pytest.mark.parametrize('transform', [dict(type='Resizze', scale=8), dict(type='Resize')])
+def test_transforms_that_cannot_be(transform):
+    with pytest.raises(ValueError, match='must be registered and have a scale'):
+        OfBatchSize(transform)

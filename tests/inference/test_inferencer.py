@@ -9,6 +9,7 @@ import pytest
 from mmengine.registry import DefaultScope
 from toy_models import make_video
 
+from mmffnet.errors import UsageError
 from mmffnet.inference import Inferencer, find_sources
 
 
@@ -52,3 +53,8 @@ def test_what_was_done_is_kept_when_it_is_stopped(inferencers, pictures, tmp_pat
     summary = inferencer.write(find_sources(list(pictures)), tmp_path)
     assert summary.interrupted and str(summary) == '2 pictures done, then interrupted'
     assert len(json.loads((tmp_path / 'predictions.json').read_text())['images']) == 2
+
+
+def test_batches_of_nothing(inferencers, pictures):
+    with pytest.raises(UsageError, match='batch_size must be at least 1, not 0'):
+        inferencers('classification')(pictures, batch_size=0)
