@@ -12,7 +12,7 @@ from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
-from mmffnet.config_types import find_scope, type_name
+from mmffnet.config_types import type_name
 from mmffnet.datasets.checks import without_annotations
 from mmffnet.engine.hooks.speed import replay_inference
 from mmffnet.engine.models import find_legend, load_model, scope_of
@@ -53,7 +53,7 @@ class OpenMMLabModel:
         channels_last: bool | None = None,
         graph: bool = False,
     ) -> None:
-        scope = find_scope(cfg)
+        scope = cfg.get('default_scope')
         if scope not in self.TASKS:
             raise UsageError(
                 f'the config has the default_scope {scope!r}; it must be one of '

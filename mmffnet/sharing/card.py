@@ -10,7 +10,6 @@ from mmengine.config import Config
 
 from mmffnet.benchmark.metafiles import read_entries
 from mmffnet.checkpoint.hub import import_hub
-from mmffnet.config_types import find_scope
 from mmffnet.errors import UsageError, shorten
 from mmffnet.version import __version__
 
@@ -79,15 +78,15 @@ def model_card(
 ) -> str:
     """Make the text of README.md; it says nothing of a licence if there is none."""
     hub = import_hub('mmffnet push')
-    name, scope = repository.partition('/')[2], str(find_scope(cfg))
+    name = repository.partition('/')[2]
     masks = getattr(model, 'with_mask', False)
-    task = _PIPELINES[scope] if not masks else 'image-segmentation'
+    task = _PIPELINES[cfg.default_scope] if not masks else 'image-segmentation'
     backbone = type(model.backbone).__name__
     dataset = published.dataset or 'the test data of the config'
     header = hub.ModelCardData(
         library_name='mmffnet',
         license=license,
-        tags=[scope, backbone.lower(), *['instance-segmentation'] * masks],
+        tags=[cfg.default_scope, backbone.lower(), *['instance-segmentation'] * masks],
         pipeline_tag=task,
         datasets=[_slug(dataset)] if published.dataset else None,
         model_name=name,
@@ -102,7 +101,7 @@ def model_card(
         repository=repository,
         name=name,
         kind=f'{type(model).__name__} on {backbone} {getattr(model.backbone, "arch", "")}'.strip(),
-        package=scope,
+        package=cfg.default_scope,
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
     )
     if published.metrics:

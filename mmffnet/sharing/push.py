@@ -9,7 +9,6 @@ from mmengine.config import Config
 
 from mmffnet.checkpoint import save_atomically
 from mmffnet.checkpoint.hub import REPOSITORY, explained, import_hub
-from mmffnet.config_types import find_scope
 from mmffnet.engine.models import find_legend, load_model
 from mmffnet.engine.runner import read_config
 from mmffnet.errors import UsageError
@@ -46,7 +45,7 @@ def push(
         raise UsageError(f'the repository must be OWNER/NAME, not {repository!r}')
     if dry_run and Path(dry_run).exists() and any(Path(dry_run).iterdir()):
         raise UsageError(f'{dry_run} is not empty: choose another folder for --dry-run')
-    if find_scope(cfg) not in OpenMMLabModel.TASKS:
+    if cfg.get('default_scope') not in OpenMMLabModel.TASKS:
         raise UsageError(f'models of {", ".join(OpenMMLabModel.TASKS)} can be pushed, no others')
     import_hub('mmffnet push')
     published = read_published(results, cfg)
