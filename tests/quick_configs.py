@@ -3,23 +3,18 @@
 It is most of the time of a small training.
 """
 
-import functools
 from typing import Any
 
 import mmengine.config.config as module
 
 _format = module.FormatCode
-_style: dict[str, Any] = {}
+_formatted: dict[str, Any] = {}
 
 
-@functools.cache
-def _format_once(text: str, **options: Any) -> Any:
-    return _format(text, style_config=_style, **options)
+def _format_once(text: str, **options: Any) -> Any:  # whose options are the same for all texts
+    if text not in _formatted:
+        _formatted[text] = _format(text, **options)
+    return _formatted[text]
 
 
-def _format_code(text: str, style_config: dict[str, Any], **options: Any) -> Any:
-    _style.update(style_config)  # the same for all
-    return _format_once(text, **options)
-
-
-module.FormatCode = _format_code  # type: ignore[assignment]
+module.FormatCode = _format_once  # type: ignore[assignment]

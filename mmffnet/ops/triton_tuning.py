@@ -63,13 +63,10 @@ def blocks(
     """Sizes of the blocks of a kernel; the arguments are those of :func:`class_of`."""
     written = channels[0] if what == 'input_gradient' else channels[1]
     guess = (*(_SUM_BLOCKS if what.startswith(_SUMS) else _BLOCKS)[device.type], 4)
-    found = guess
-    if _trial is not None or _chosen(device):
+    found, choices = guess, _chosen(device) if _trial is None else {}
+    if _trial is not None or choices:
         name = class_of(what, dtype, sizes, stride, channels, pixels)
-        if _trial is None:
-            found = _chosen(device).get(name, guess)
-        else:
-            found = _trial.setdefault(name, guess)
+        found = choices.get(name, guess) if _trial is None else _trial.setdefault(name, guess)
     return dict(
         BP=min(found[0], _power(pixels)), BC=min(found[1], _power(written)), num_warps=found[2]
     )

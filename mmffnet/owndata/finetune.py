@@ -118,8 +118,8 @@ def finetune(
 
 def _is_of(error: OSError, folder: Path) -> bool:
     """Whether an error is one of writing to a folder; a full disk comes without a name."""
-    path = Path(str(error.filename)).resolve()
-    return error.filename is None or path.is_relative_to(folder.resolve())
+    name = error.filename
+    return name is None or Path(str(name)).resolve().is_relative_to(folder.resolve())
 
 
 def _train(config: Path, folder: Path, resume: bool, say: Callable[[str], None]) -> Path:

@@ -359,9 +359,8 @@ class FuseOnLoad:
         # only structure is needed to fuse what a checkpoint brings: no memory, and nobody listens
         memo: dict[int, Any] = {id(p): nn.Parameter(p.to('meta')) for p in block.parameters()}
         memo |= {id(b): b.to('meta') for b in block.buffers()}
-        for m in block.modules():
-            hooks = (*_FORWARD_HOOKS, '_backward_hooks', '_backward_pre_hooks')
-            memo |= {id(getattr(m, name)): OrderedDict() for name in hooks}
+        hooks = (*_FORWARD_HOOKS, '_backward_hooks', '_backward_pre_hooks')
+        memo |= {id(getattr(m, name)): OrderedDict() for m in block.modules() for name in hooks}
         self.block = copy.deepcopy(block, memo)
         self.conv = conv
 
